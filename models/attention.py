@@ -55,7 +55,7 @@ class Attention:
         [T, (H + 2G) C] of the layer `entering` it; keys and values join the cache."""
         suite, policy = self.suite, self.policy
         (fused,) = entered
-        tokens = fused.shape[0] - cache.ahead
+        tokens = fused.shape[0] - cache.looking.ahead
         prompt = not cache.drafted and (tokens > 1 or cache.seen == 0 or cache.seen < cache.prompt_tokens)
         batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
         asked = policy.observed_in(batch, layer) if prompt else Observation()
@@ -87,8 +87,8 @@ class Attention:
         else:
             attended, seen = await self._attended_and_seen(q, cache, layer, asked)
         seen = replace(seen, features=fused[:tokens] if asked.features else None, last=batch.last)
-        if cache.ahead:
-            cache.drop_last(suite, layer, cache.ahead)
+        if cache.looking.ahead:
+            cache.drop_last(suite, layer, cache.looking.ahead)
             seen = seen.first(cache.layers[layer].length)
         out, _ = await suite.together(
             self._written(self._merged(attended, rows.wanted), layer, residual),
@@ -148,9 +148,10 @@ class Attention:
 
     async def _attended(self, q: Value, cache: KVCache, layer: int) -> Value:
         """Return the attention [G, R n, C] of a prompt's last queries [H, n, C]."""
-        entry = cache.layers[layer]
+        entry, group = cache.layers[layer], self.architecture.group
         k, v = entry.keys_and_values()
-        mask = _stacked_mask(q.shape[1], self.architecture.group, entry)
+        own = None if cache.places is None else cache.places.mask(q.shape[1]).repeat(group, 1)
+        mask = _stacked_mask(q.shape[1], group, entry) if own is None else own
         return await self.suite.attention(self._stacked(q), k, v, mask)
 
     async def _attended_and_seen(self, q: Value, cache: KVCache, layer: int, asked: Observation) -> tuple[Value, Seen]:
@@ -160,8 +161,9 @@ class Attention:
         a, rows, entry = self.architecture, q.shape[1], cache.layers[layer]
         k, v = entry.keys_and_values()
         heads = asked.of_heads(a.heads)
-        if asked.each:
-            observed = Observed.of_queries(a.kv_heads, a.group, (rows, asked.queries))
+        if asked.each or asked.alone:
+            of = Observed.of_single if asked.alone else Observed.of_queries
+            observed = of(a.kv_heads, a.group, (rows, asked.queries))
         elif heads is None:
             observed = Observed.of_rows((torch.arange(rows) >= rows - asked.queries).repeat(a.group), a.kv_heads)
         else:
@@ -231,8 +233,9 @@ async def observe(suite: Suite, a: Architecture, entry: LayerCache, q: Value, as
     if heads is not None:
         k = k[[head // a.group for head in heads]]
     every = Observed.of_rows(torch.ones(q.shape[1], dtype=torch.bool), q.shape[0])
-    if asked.each:
-        every = Observed.of_queries(a.kv_heads, a.group, (asked.queries, asked.queries))
+    if asked.each or asked.alone:
+        of = Observed.of_single if asked.alone else Observed.of_queries
+        every = of(a.kv_heads, a.group, (asked.queries, asked.queries))
     mask = _stacked_mask(asked.queries, q.shape[1] // asked.queries, entry)
     every = replace(every, squares=asked.squares).with_late(asked.queries, asked.late)
     found = await suite.observed_attention(q, k, None, mask, every)
@@ -251,7 +254,8 @@ def _told(found: Attended, a: Architecture, asked: Observation) -> Seen:
     if asked.each:
         each = found.mass.reshape(a.kv_heads, asked.queries, found.mass.shape[1]).sum(0)
         return Seen(each, 1, heads, each=True)
-    return Seen(found.mass, asked.queries, heads, found.squares, late=found.late, late_queries=asked.late)
+    queries = 1 if asked.alone else asked.queries
+    return Seen(found.mass, queries, heads, found.squares, late=found.late, late_queries=asked.late)
 
 
 def _last(q: Value, count: int) -> Value:

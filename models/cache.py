@@ -35,9 +35,9 @@ from torch import Tensor
 
 from models.architecture import Architecture, Rotary
 from models.learned import Learned
-from models.masks import causal_mask
+from models.masks import Places, causal_mask
 from models.observation import Observation, Seen
-from models.prompt_rows import PromptRows
+from models.prompt_rows import Looking, PromptRows
 from models.segments import Segment, attention_over
 from protocols.schedule import Future, later
 from protocols.suite import Suite, Value
@@ -115,11 +115,10 @@ class Batch:
 class LayerCache:
     """One layer's cached keys and values, secret, [G, S, C] each; None before the prompt.
 
-    window: see `Architecture`. state: the policy's. seen: what the batches so far of an unfinished prompt gave
-    to each token. prompt_queries [G, R, T, C]: plaintext, where a run in plaintext notes them for a policy that
-    cannot be computed on shares. queries [G, R n, C]: the prompt's last ones, secret, for a policy that asks for them
-    (`noted_queries`). held: segments in front of k and v, which codecs hold. learned: what policies have learned of the
-    layer. rotary: how positions turn its keys, None where they do not.
+    window: see `Architecture`. state: the policy's. seen: what the batches so far of an unfinished prompt gave to each
+    token. prompt_queries [G, R, T, C]: plaintext, where a run in plaintext notes them for a policy that cannot be computed
+    on shares. queries [G, R n, C]: the prompt's last ones, secret, for a policy that asks (`noted_queries`). held: segments
+    in front of k and v, which codecs hold. learned: what policies have learned of the layer. rotary: how its keys turn.
     """
 
     learned: Learned
@@ -157,29 +156,24 @@ class LayerCache:
 
 
 class KVCache:
-    """All layers' caches of one session. seen: tokens processed so far, cached or not; behind: those of a registered prefix;
-    group: R; prompt_tokens: of a prompt that comes in several batches, 0 otherwise; append_only: whether a token's step only
-    appends rows; drafted: rows of a step of drafted tokens that are cached while it is not known how many of them stay
-    (`seen` is the number before the step), 0 otherwise. All public. weights: of the session, where policies may have learned
-    something of the model.
-
-    prompt_end: the prompt's last embedded rows [n, D], secret, while it is processed, for a policy that has them look at
-    batches before their own; ahead: how many do so in the present batch, public. dropped: choices of an expert that found
-    no place in the prompt, secret [1], None where none could be missed. prompt: what an encoder read of it.
-    """
+    """All layers' caches of one session. seen: tokens processed so far, cached or not; behind: those of a registered prefix,
+    or of chunks, whose prompt has `places`; group: R; prompt_tokens: of a prompt that comes in several batches, 0 otherwise;
+    append_only: whether a token's step only appends rows; drafted: rows of a step of drafted tokens that are cached while
+    it is not known how many of them stay (`seen` is the number before the step), 0 otherwise. All public. weights: the
+    session's, where policies have learned of the model. looking: at batches of a prompt. dropped: choices of an expert that
+    found no place in the prompt, secret [1], None where none could be missed. prompt: what an encoder read of it."""
 
     def __init__(self, a: Architecture, policy: CachePolicy, weights: Mapping[str, Value] | None = None) -> None:
         every = tuple(range(a.layers))
         self.group = a.group
         self.prompt_tokens = 0
-        self.prompt_end: Value | None = None
-        self.ahead = 0
+        self.looking = Looking()
         learned = [Learned(weights or {}, n, a.activation) for n in every]
         states = [policy.new_state(Place(n, every)) for n in every]
         self.layers = [LayerCache(learned[n], a.window(n), states[n], rotary=a.rotary_of(n)) for n in every]
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
-        self.seen = self.behind = 0
-        self.drafted = 0
+        self.seen = self.behind = self.drafted = 0
+        self.places: Places | None = None
         self.dropped: Value | None = None
         self.prompt = PromptRows()
         self._rows: list[Self] = []
@@ -320,19 +314,25 @@ class CachePolicy(ABC):
         """Whether later tokens of a prompt do not see all earlier ones: the full cache's pass tells nothing of them then."""
         return False
 
+    @property
+    def probes(self) -> int:
+        """How many tokens in front of what a client gives as its prompt are no part of it but look at it; public."""
+        return 0
+
     def prompt_batches(self, tokens: int) -> Sequence[int]:
         """Return the sizes, in order, of the batches in which a prompt of `tokens` tokens is processed; public."""
         return [tokens]
 
     def looking_ahead(self, batch: Batch) -> int:
-        """Return how many of the prompt's last tokens are processed behind a batch before their own, too, at their places in
-        the prompt, so that their queries say what of it matters; they are not cached. Public; 0 for the last batch."""
-        return 0
+        """Return how many of the prompt's last tokens are processed behind a batch before their own, too, for what their
+        queries say of it, not cached; 0 for the last one. Or all `probes`, by default behind the last one. Public."""
+        return self.probes if batch.last else 0
 
     def observed_in(self, batch: Batch, layer: int) -> Observation:
-        """Return what `after_batch` is told: of the last queries of a batch, those that look ahead counted behind it;
-        public."""
+        """Return what `after_batch` is told of the last queries of a batch, with those that look at it behind; public."""
         asked = self.observation(batch.prompt, layer)
+        if self.probes:
+            return asked if batch.last else Observation()
         return replace(asked, queries=batch.observed(asked.queries), late=batch.observed(asked.late))
 
     async def after_batch(self, suite: Suite, cache: KVCache, layer: int, batch: Batch, seen: Seen) -> None:

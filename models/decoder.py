@@ -18,6 +18,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.attention import Angles, Attention, Rows
 from models.cache import Batch, CachePolicy, KVCache
+from models.chunks import ChunkPlan, begin_with
 from models.cross_attention import CrossAttention
 from models.experts import Mixture
 from models.feed_forward import FeedForward
@@ -71,6 +72,16 @@ class Decoder:
             begin_behind(self.suite, cache, self._weights, behind)
         return cache
 
+    async def begun(self, behind: int, chunks: ChunkPlan | None, prompt: int) -> KVCache:
+        """Return `new_cache`, with chunks behind the prefix for a prompt of so many tokens, whose first tokens its batch
+        begins with (`models.chunks`). Recorded under stage "prefill"."""
+        cache = self.new_cache(behind)
+        if chunks is not None:
+            with self.suite.ledger.timed("prefill"):
+                await begin_with(self.suite, self.architecture, cache, self._weights, chunks)
+            cache.places = chunks.places(behind, prompt)
+        return cache
+
     async def forward(
         self,
         inputs: Value,
@@ -93,13 +104,14 @@ class Decoder:
         batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
         angles = self._angles_of(cache, tokens)
         h = await self.embedded(inputs, cache.seen)
-        cache.ahead = 0 if cache.prompt_end is None else self.policy.looking_ahead(batch)
-        if cache.ahead:
+        looking, wanted = cache.looking, 1 if last_only else tokens
+        looking.ahead = self.policy.looking_ahead(batch) if looking.end is not None or looking.probes is not None else 0
+        if looking.ahead:
             h, angles = self._with_ahead(h, angles, cache, batch)
-        h = await self._decoded(h, cache, Rows(1 if last_only else h.shape[0], angles), progress)
+        h = await self._decoded(h, cache, Rows(wanted + looking.ahead if batch.last else wanted, angles), progress)
         if not cache.drafted:
             cache.seen += tokens
-        return await self.head(h, cache, whole)
+        return await self.head(h if h.shape[0] == wanted else h[:wanted], cache, whole)
 
     async def _decoded(
         self, h: Value, cache: KVCache, rows: Rows, progress: Callable[[int, int], None] | None = None
@@ -182,12 +194,21 @@ class Decoder:
         suite = self.suite
         suite.at(0)
         with suite.ledger.timed("embedding"):
-            rows = suite.look_up if len(inputs.shape) == 1 else suite.embed
-            h = await rows(inputs, self._weights["embedding.tokens"])
-            if self.architecture.learned_positions:
-                h = h + self._weights["embedding.positions"][position : position + inputs.shape[0]]
+            h = self._at_place(await self.looked_up(inputs), position)
         self._probe("embedding", h)
         return h
+
+    async def looked_up(self, inputs: Value) -> Value:
+        """Return the rows [T, D] of tokens before they are at a place. inputs: as in `forward`."""
+        rows = self.suite.look_up if len(inputs.shape) == 1 else self.suite.embed
+        found: Value = await rows(inputs, self._weights["embedding.tokens"])
+        return found
+
+    def _at_place(self, rows: Value, position: int) -> Value:
+        """Return tokens' rows [T, D] at places from `position` on; local."""
+        if not self.architecture.learned_positions:
+            return rows
+        return rows + self._weights["embedding.positions"][position : position + rows.shape[0]]
 
     async def layer(self, h: Value, cache: KVCache, layer: int, rows: Rows) -> Value:
         """Run a layer on the residual stream: h [T, D] -> its last `rows.wanted` rows, [n, D]."""
@@ -270,11 +291,16 @@ class Decoder:
         return logits
 
     def _with_ahead(self, h: Value, angles: Angles, cache: KVCache, batch: Batch) -> tuple[Value, Angles]:
-        """Return rows and angles of a batch, with those of the `cache.ahead` last tokens of the prompt behind them."""
-        count, end = cache.ahead, cache.prompt_end
-        assert end is not None
-        angles = _joined([angles, self.angles(batch.prompt - count, count, batch.prompt)])
-        return self.suite.concat([h, end[end.shape[0] - count :]], 0), angles
+        """Return rows and angles of a batch, with those of the tokens that look at it behind them."""
+        count, end, probes = cache.looking.ahead, cache.looking.end, cache.looking.probes
+        place = batch.prompt - count if probes is None else batch.before + batch.tokens
+        if probes is None:
+            assert end is not None
+            rows = end[end.shape[0] - count :]
+        else:
+            rows = self._at_place(probes, place)
+        angles = _joined([angles, self.angles(place, count, batch.prompt)])
+        return self.suite.concat([h, rows], 0), angles
 
     def _checked(self, inputs: Value, position: int) -> int:
         """Return T, after checking public shapes and positions."""
@@ -296,6 +322,9 @@ class Decoder:
     def _angles_of(self, cache: KVCache, tokens: int) -> Angles:
         """Return `angles` of the next batch. A drafted token's sequence ends with it, as if it came alone."""
         position, prompt = cache.seen, cache.prompt_tokens
+        if cache.places is not None:
+            places, every = torch.tensor(cache.places.batch), self.angles(0, prompt, prompt)
+            return {rotary: (cos[places], sin[places]) for rotary, (cos, sin) in every.items()}
         if not cache.drafted:
             return self.angles(position, tokens, max(prompt, position + tokens))
         return _joined([self.angles(position + n, 1, max(prompt, position + n + 1)) for n in range(tokens)])

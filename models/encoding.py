@@ -42,6 +42,7 @@ class EncodingPlan:
     policy: ClassVar[str] = "full"
     temperature: ClassVar[None] = None
     draft: ClassVar[None] = None
+    behind: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         tokens = self.prompt_tokens

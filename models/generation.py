@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import accumulate, pairwise
 from typing import Protocol, get_args
 
 import torch
@@ -21,13 +20,15 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture, decoder_of, without_encoder
-from models.cache import Batch, CachePolicy, KVCache
+from models.cache import CachePolicy, KVCache
 from models.checkpoint import Checkpoint
+from models.chunks import ChunkPlan
 from models.decoder import Decoder, Probe
 from models.drafting import DraftPlan, Guess, drafted_rows, rows_that_stay
 from models.loaded import load_weights
 from models.outputs import Decoding
 from models.policies import parse
+from models.prefill import prefill
 from models.prefix_rows import check_behind
 from mpc.errors import ConfigurationError
 from protocols.gumbel import check_temperature, gumbel
@@ -44,7 +45,7 @@ class GenerationPlan:
     "sample": argmax of logits plus dealt noise times `temperature`, above 0 and at most 100 (None for the others): a sample
     of softmax(logits / temperature); "logits": the client learns logits and chooses itself. policy: the cache policy's text,
     see `models.policies.registry`. draft: of the tokens that the client guesses, None without. behind: tokens of the
-    registered prefix that the prompt continues, 0 without one.
+    registered prefix that the prompt continues, 0 without one; chunks: of documents between it and the prompt.
     """
 
     prompt_tokens: int
@@ -54,6 +55,7 @@ class GenerationPlan:
     temperature: float | None = None
     draft: DraftPlan | None = None
     behind: int = 0
+    chunks: ChunkPlan | None = None
 
     def __post_init__(self) -> None:
         check_positive("prompt_tokens", self.prompt_tokens)
@@ -69,6 +71,11 @@ class GenerationPlan:
         """Shape of what the client shares of its prompt."""
         return (self.prompt_tokens,)
 
+    @property
+    def computed(self) -> int:
+        """Tokens that a session computes before its first new one."""
+        return self.prompt_tokens + (0 if self.chunks is None else self.chunks.repaired)
+
     def check(self, described: AnyArchitecture) -> None:
         """Raise `ConfigurationError` unless the model is a decoder, has the positions and suits the policy; the last token
         needs none."""
@@ -76,10 +83,13 @@ class GenerationPlan:
         policy = parse(self.policy)
         if policy.spec != "full":
             without_encoder(architecture, f"policy {policy.spec}")
-        policy.check(architecture, self.behind + self.prompt_tokens)
-        architecture.check_room(self.behind + self.prompt_tokens, self.new_tokens)
-        if self.behind:
-            check_behind(policy, architecture, self.behind, self.prompt_tokens)
+        before = self.behind + (0 if self.chunks is None else self.chunks.tokens)
+        policy.check(architecture, before + self.prompt_tokens)
+        architecture.check_room(before + self.prompt_tokens, self.new_tokens)
+        if before:
+            check_behind(policy, architecture, before, self.prompt_tokens)
+        if self.chunks is not None:
+            self.chunks.check(policy, architecture)
 
 
 def check_positive(name: str, value: object) -> None:
@@ -156,7 +166,8 @@ async def generate(
 ) -> int:
     """Run the plan; returns the number of tokens produced (public).
 
-    prompt_share: this party's int64 share of the prompt's token indices [T]; None at the dealer.
+    prompt_share: this party's int64 share of the token indices [T] of the plan's `computed` tokens, chunks first; None at
+    the dealer.
 
     Ledger stages: "prefill" (the prompt up to its logits), then "token N" for what each token takes, with a draft for what
     the step takes that begins with token N.
@@ -164,9 +175,9 @@ async def generate(
     architecture = decoder.architecture
     plan.check(architecture)
     vocabulary = architecture.vocabulary
-    prompt = suite.indices(plan.prompt_tokens, prompt_share, vocabulary)
+    prompt = suite.indices(plan.computed, prompt_share, vocabulary)
     released = plan.decoding == "logits"
-    cache = decoder.new_cache(plan.behind)
+    cache = await decoder.begun(plan.behind, plan.chunks, plan.prompt_tokens)
 
     def progress(done: int, total: int) -> None:
         endpoint.progress("prefill", done, total)
@@ -240,40 +251,6 @@ def capped(architecture: Architecture, logits: Tensor) -> Tensor:
     """Return logits [..., V] in the clear as the model has them: behind its soft cap."""
     cap = architecture.logit_cap
     return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-async def prefill(
-    decoder: Decoder,
-    cache: KVCache,
-    prompt: Value,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    whole: bool = False,
-) -> Value:
-    """Return the logits [1, V] after a prompt's indices [T], which come in the policy's batches and fill a cache that is
-    empty but for a registered prefix, or are read by the model's encoder.
-
-    progress(done, total): called after each layer of each batch. whole: as in `Decoder.forward`.
-    """
-    if decoder.architecture.encoder is not None:
-        return await decoder.begin(prompt, cache, progress, whole)
-    before, own = cache.behind, prompt.shape[0]
-    length = cache.prompt_tokens = before + own
-    ends = list(accumulate(decoder.policy.prompt_batches(own), initial=before))
-    batches = [Batch(length, start, stop - start) for start, stop in pairwise(ends)]
-    ahead = max(decoder.policy.looking_ahead(batch) for batch in batches)
-    if ahead:
-        cache.prompt_end = await decoder.embedded(prompt[own - ahead :], length - ahead)
-    logits = None
-    for n, batch in enumerate(batches):
-
-        def after_layer(done: int, total: int, n: int = n) -> None:
-            progress(n * total + done, len(batches) * total)
-
-        inputs = prompt[batch.before - before : batch.before - before + batch.tokens]
-        logits = await decoder.forward(inputs, cache, True, after_layer, whole)
-    cache.prompt_end = None
-    assert logits is not None
-    return logits
 
 
 def token_indices(ids: Sequence[int], vocabulary: int) -> Tensor:

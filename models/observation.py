@@ -17,7 +17,8 @@ class Observation:
     """What a policy asks; public. queries: how many of the last ones. heads: query heads of the layer that count, each by
     itself; None: all of them, those of a key/value head added up. squares: squared probabilities too, then each head is by
     itself as well. features: of every token of the batch, its queries, keys and values before they turn. each: instead of
-    sums over queries each query by itself, all heads added up. late: sums over so many of the last of these queries, too."""
+    sums over queries each query by itself, all heads added up. late: sums over so many of the last of these queries, too.
+    alone: instead of sums each query of each head by itself."""
 
     queries: int = 0
     heads: tuple[int, ...] | None = None
@@ -25,6 +26,7 @@ class Observation:
     features: bool = False
     each: bool = False
     late: int = 0
+    alone: bool = False
 
     def of_heads(self, heads: int) -> tuple[int, ...] | None:
         """Return the query heads that are told by themselves, of `heads` ones; None where none is."""
@@ -32,11 +34,15 @@ class Observation:
 
     def sums(self, heads: int, groups: int) -> int:
         """Return M, the rows that are told, of a layer with so many query heads and key/value heads."""
-        alone = self.of_heads(heads)
-        return self.queries if self.each else groups if alone is None else len(alone)
+        apart = self.of_heads(heads)
+        if self.alone:
+            return heads * self.queries
+        return self.queries if self.each else groups if apart is None else len(apart)
 
     def heads_of_sum(self, heads: int, groups: int) -> int:
         """Return how many query heads a row adds up."""
+        if self.alone:
+            return 1
         return heads if self.each else heads // groups if self.of_heads(heads) is None else 1
 
 

@@ -56,7 +56,10 @@ async def load_rows(suite: Suite, architecture: Architecture, tokens: int, share
         for layer in range(architecture.layers):
             suite.at(layer)
             names = [rows_name(layer, part) for part in PARTS]
-            both = await suite.together(*(suite.lasting_rows(shapes[name], shares(name)) for name in names))
+            given = [shares(name) for name in names]
+            both = await suite.together(
+                *(suite.lasting_rows(shapes[name], share) for name, share in zip(names, given, strict=True))
+            )
             found |= dict(zip(names, both, strict=True))
     return found
 

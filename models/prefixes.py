@@ -16,7 +16,8 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture, decoder_of
 from models.decoder import Decoder
-from models.generation import Endpoint, check_positive, prefill
+from models.generation import Endpoint, check_positive
+from models.prefill import prefill
 from models.prefix_rows import PARTS, check_registrable, rows_name
 from mpc.errors import ConfigurationError
 from mpc.ring import RING_BITS

@@ -16,6 +16,8 @@ from models.generation import Endpoint, GenerationPlan, generate
 from models.loaded import load_weights
 from models.plans import AnyPlan
 from models.policies import parse
+from models.prefix_rows import Shares, load_rows
+from models.prefixes import Keep, PrefixPlan, forget, register
 from mpc.channel import Channel
 from mpc.errors import MpcacheError
 from mpc.tape import Tape
@@ -23,14 +25,6 @@ from parties.events import log
 from parties.wire.manifest import Manifest
 from protocols.registry import SUITES, secure_suite, suite_class
 from protocols.suite import Suite
-
-
-@dataclass(frozen=True)
-class Program:
-    """load(suite, architecture, shares) returns weights that serve later sessions too; run(...) the number of outputs."""
-
-    load: Callable[[Suite, AnyArchitecture, Callable[[str], Tensor | None]], dict[str, Any]]
-    run: Callable[[Suite, AnyArchitecture, dict[str, Any], AnyPlan, Tensor | None, Endpoint], int]
 
 
 def _load(suite: Suite, architecture: AnyArchitecture, shares: Callable[[str], Tensor | None]) -> dict[str, Any]:
@@ -53,6 +47,35 @@ def _run(
     architecture = decoder_of(architecture, "the session's model")
     decoder = Decoder(suite, architecture, weights, parse(plan.policy))
     return int(suite.run(generate(suite, decoder, plan, prompt, endpoint)))
+
+
+def _load_rows(suite: Suite, architecture: AnyArchitecture, tokens: int, shares: Shares) -> dict[str, Any]:
+    loaded: dict[str, Any] = suite.run(load_rows(suite, decoder_of(architecture, "a prefix's model"), tokens, shares))
+    return loaded
+
+
+def _register(
+    suite: Suite,
+    architecture: AnyArchitecture,
+    weights: dict[str, Any],
+    plan: PrefixPlan,
+    prompt: Tensor | None,
+    endpoint: Endpoint,
+    keep: Keep,
+) -> int:
+    decoder = Decoder(suite, decoder_of(architecture, "a prefix's model"), weights)
+    return int(suite.run(register(suite, decoder, plan, prompt, endpoint, keep)))
+
+
+@dataclass(frozen=True)
+class Program:
+    """load(suite, architecture, shares) returns weights that serve later sessions too; run(...) the number of outputs.
+    load_rows and register: the same for a registered prefix (`models.prefix_rows`, `models.prefixes`)."""
+
+    load: Callable[[Suite, AnyArchitecture, Shares], dict[str, Any]]
+    run: Callable[[Suite, AnyArchitecture, dict[str, Any], AnyPlan, Tensor | None, Endpoint], int]
+    load_rows: Callable[[Suite, AnyArchitecture, int, Shares], dict[str, Any]] = _load_rows
+    register: Callable[[Suite, AnyArchitecture, dict[str, Any], PrefixPlan, Tensor | None, Endpoint, Keep], int] = _register
 
 
 def preload() -> None:
@@ -102,6 +125,15 @@ class SessionProgram:
         """Load the weights, from shares(name) at a party and from nothing at the dealer."""
         return self.program.load(suite, self.architecture, shares)
 
-    def run(self, suite: Suite, weights: dict[str, Any], prompt: Tensor | None, endpoint: Endpoint) -> int:
-        """Generate; return the number of tokens. prompt: this party's share, None at the dealer."""
+    def load_rows(self, suite: Suite, shares: Shares) -> dict[str, Any]:
+        """Load the rows of the prefix that the session begins behind, as `load` does."""
+        return self.program.load_rows(suite, self.architecture, self.plan.behind, shares)
+
+    def run(
+        self, suite: Suite, weights: dict[str, Any], prompt: Tensor | None, endpoint: Endpoint, keep: Keep = forget
+    ) -> int:
+        """Generate; return the number of tokens. weights: with the rows of a prefix, where the session begins behind one.
+        prompt: this party's share, None at the dealer. keep: takes the rows of a prefix that is registered."""
+        if isinstance(self.plan, PrefixPlan):
+            return self.program.register(suite, self.architecture, weights, self.plan, prompt, endpoint, keep)
         return self.program.run(suite, self.architecture, weights, self.plan, prompt, endpoint)

@@ -50,6 +50,14 @@ class Observed:
         rows = torch.arange(group) * tokens[0] + last[:, None]
         return cls(torch.arange(groups).repeat_interleave(tokens[1]), rows.repeat(groups, 1))
 
+    @classmethod
+    def of_single(cls, groups: int, group: int, tokens: tuple[int, int]) -> Observed:
+        """Return the observation of the last `tokens[1]` of `tokens[0]` queries of each query head, each by itself: [G R n,
+        S]. group: R."""
+        last = torch.arange(tokens[0] - tokens[1], tokens[0])
+        rows = (torch.arange(group)[:, None] * tokens[0] + last).reshape(-1, 1)
+        return cls(torch.arange(groups).repeat_interleave(len(rows)), rows.repeat(groups, 1))
+
     def with_late(self, queries: int, late: int) -> Observed:
         """Return the observation with sums over the last `late` of `queries` queries of each head, too, where there are some
         and each sum is over the queries of one head behind those of another."""

@@ -15,6 +15,7 @@ from launch.cli.commands import (
     bench,
     calibrate,
     certs,
+    chat,
     check,
     classify,
     client,
@@ -36,11 +37,13 @@ from launch.cli.commands import (
     party,
     peers,
     plan,
+    prefix,
     quality,
     ray,
     report,
     serve,
     status,
+    store,
     trace,
 )
 from launch.local import signals
@@ -54,6 +57,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.run)
 app.command("generate")(generate.run)
+app.command("chat")(chat.run)
 app.command("classify")(classify.run)
 app.command("embed")(embed.run)
 app.command("fetch")(fetch.run)
@@ -64,6 +68,8 @@ app.command("deal")(deal.run)
 app.command("client")(client.run)
 app.command("serve")(serve.run)
 app.command("model-owner")(model_owner.run)
+app.add_typer(prefix.app, name="prefix")
+app.add_typer(store.app, name="store")
 app.command("init")(init.run)
 app.add_typer(certs.app, name="certs")
 app.command("status")(status.run)

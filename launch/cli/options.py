@@ -18,13 +18,21 @@ if TYPE_CHECKING:
     from parties.client.drafting import Draft
 
 DEFAULT_SUITE = "masked"
+MODEL_HELP = "Hugging Face checkpoint directory, GGUF file, or a model that `mpcache fetch` has fetched, such as smollm2."
+SHAPE_HELP = (
+    "A known shape (gpt2, llama-2-7b, bert-base ...), a checkpoint directory, its config.json, a GGUF file, or a model that "
+    "`mpcache fetch` has fetched."
+)
 SuiteOptionValue = bool | int | float | str | None
 
 
 def checkpoint_folder(model: Path | None) -> Path | None:
-    """Return the folder itself; for a GGUF file that of its model, which is converted into the cache unless it is there."""
+    """Return the folder that a model's path or name stands for (`launch.checkpoints.naming`); for a GGUF file that of its
+    model, which is converted into the cache unless it is there."""
+    from launch.checkpoints.naming import named_folder
     from models.gguf.header import is_gguf
 
+    model = None if model is None else named_folder(model)
     if model is None or not is_gguf(model):
         return model
     from launch.checkpoints.converting import convert
@@ -32,6 +40,13 @@ def checkpoint_folder(model: Path | None) -> Path | None:
 
     with stages(in_bytes=True) as progress:
         return convert(model, None, progress)
+
+
+def shape_name(text: str | None) -> str | None:
+    """Return what `models.shapes.find_description` reads, for a fetched model its folder."""
+    from launch.checkpoints.naming import named_shape
+
+    return None if text is None else named_shape(text)
 
 
 def model_option(text: str) -> Any:
@@ -42,11 +57,13 @@ def model_option(text: str) -> Any:
 def tokenizer_option() -> Any:
     """Return the option --tokenizer; commands get the folder."""
     return typer.Option(
-        "--tokenizer", help="Folder with config.json and the tokenizer's files, or GGUF file.", callback=checkpoint_folder
+        "--tokenizer",
+        help="Folder with config.json and the tokenizer's files, GGUF file, or fetched model.",
+        callback=checkpoint_folder,
     )
 
 
-ModelOption = Annotated[Path, model_option("Hugging Face checkpoint directory, or GGUF file.")]
+ModelOption = Annotated[Path, model_option(MODEL_HELP)]
 SuiteOption = Annotated[str, typer.Option("--suite", help="Protocol suite.")]
 PartiesOption = Annotated[int, typer.Option("--parties", min=2, max=16, help="Number of compute parties.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="Where shares are computed on: cpu, cuda, cuda:1 ...")]
@@ -95,6 +112,14 @@ DraftOption = Annotated[
         help="Guess tokens here, for the parties to check several in the rounds of one; the answer is the same. ngram: what "
         "followed the same words before (ngram:tokens=4,longest=3); or the folder of a small public checkpoint with the "
         "model's tokenizer (FOLDER:tokens=4). Public then: guesses of a step, and how many of each step were right.",
+    ),
+]
+PrefixOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix",
+        help="Begin behind a registered prefix (`mpcache prefix ls`): a name, whose text the prompt continues; auto: the "
+        "prompt is whole, and begins behind the longest public prefix that it begins with.",
     ),
 ]
 KeptOption = Annotated[

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from models.decoder import Decoder
-from models.generation import PlainModel, prefill, token_indices
+from models.episodes import with_probes
+from models.generation import PlainModel, token_indices
 from models.policies import parse
+from models.prefill import prefill
 from protocols.plain.suite import tensor_of
 
 
@@ -21,7 +23,7 @@ def kept_tokens(model: PlainModel, ids: Sequence[int], policy: str) -> list[list
     where the policy holds rows in another form (merged, or by a codec), or the model has an encoder in front."""
     if model.architecture.encoder is not None:
         return None
-    before, after = _keys(model, ids, "full"), _keys(model, ids, policy)
+    before, after = _keys(model, ids, "full"), _keys(model, with_probes(ids, parse(policy).probes), policy)
     found: list[list[float]] = []
     for all_rows, rows in zip(before, after, strict=True):
         if rows is None or all_rows is None:

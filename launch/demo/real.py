@@ -45,7 +45,7 @@ def show(
     when a token on shares differs from plaintext's.
     """
     from launch.local.deployment import local_deployment
-    from launch.terminal.answering import answer
+    from launch.terminal.answering import Asking
     from models.checkpoint import load_checkpoint
     from models.generation import GenerationPlan, generate_plain
     from parties.client.client import Client
@@ -75,7 +75,7 @@ def show(
         show_processes(deployment, MODEL, checkpoint.architecture.parameters())
         spec = SuiteSpec(suite, options=real_suite_options(folder, suite))
         request = GenerationRequest(ids, SamplingParams(new_tokens), spec, policy, MODEL)
-        given = answer(Client(deployment.client), checkpoint.tokenizer, request, False, deployment.watched)
+        given = Asking(Client(deployment.client), checkpoint.tokenizer, False, deployment.watched).answer(request)
     out.print(f"\n[bold]Answer[/bold] (computed on shares by the suite {suite}, opened by the client alone)")
     out.print(Text.assemble("  ", PROMPT, (given.text.rstrip(), "bold")))
     with err.status("the same in plaintext"):

@@ -16,6 +16,7 @@ from torch import Tensor
 from launch.fit.examples import read_examples
 from launch.fit.gates import Gates
 from launch.fit.low_rank import low_rank_factors
+from launch.fit.low_rank_steps import LowRankFactors
 from launch.fit.profiles import KINDS, profile_of
 from launch.fit.retaining import RetainingHeads
 from launch.fit.training import Learner, Run, Training
@@ -36,7 +37,7 @@ from models.policies.wrappers import Around
 from models.policy_file import PolicyFile, write
 from mpc.errors import ConfigurationError
 
-PROFILE, STATE = "profile.json", "fit.state"
+PROFILE, STATE, FACTORS = "profile.json", "fit.state", "factors.state"
 HEADS, PROFILED = 2, 16
 
 
@@ -80,10 +81,12 @@ def fit(asked: Fitting, progress: Progress) -> Fitted:
     weights, loss, learned = None, None, dict[str, Tensor]()
     for one in _all_of(policy):
         if isinstance(one, CSKV) and not one.whole:
-            found, loss = low_rank_factors(model, one.learned(a), examples, lambda *at: progress("factors", *at))
-            learned.update(found)
+            start, _ = low_rank_factors(model, one.learned(a), examples, lambda *at: progress("factors", *at))
+            run = _run(asked, LowRankFactors(model, start, one.window), FACTORS)
+            learned.update(run.run(examples, lambda done, total: progress("train", done, total)))
+            loss = run.losses[-1] if run.losses else None
     if learner is not None:
-        run = _run(asked, learner)
+        run = _run(asked, learner, STATE)
         learned.update(run.run(examples, lambda done, total: progress("train", done, total)))
         loss = run.losses[-1] if run.losses else None
     if learned:
@@ -107,7 +110,8 @@ def fit(asked: Fitting, progress: Progress) -> Fitted:
         file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"--out {asked.out}: {PROFILE} cannot be written ({error.strerror})") from None
-    (asked.out / STATE).unlink(missing_ok=True)
+    for state in (STATE, FACTORS):
+        (asked.out / state).unlink(missing_ok=True)
     return Fitted(file, weights, loss, policies)
 
 
@@ -146,10 +150,10 @@ def _learner(policy: CachePolicy, model: PrefilledModel) -> Learner | None:
     return LEARNERS[type(axes.scorer)](model, axes.scorer, axes.budget.share)
 
 
-def _run(asked: Fitting, learner: Learner) -> Run:
+def _run(asked: Fitting, learner: Learner, state: str) -> Run:
     prompts = hashlib.sha256(asked.prompts.read_bytes()).hexdigest()
     about = json.dumps([asked.policy, asdict(asked.training), model_digest(asked.model), prompts])
-    return Run(learner, asked.training, asked.out / STATE, about)
+    return Run(learner, asked.training, asked.out / state, about)
 
 
 def _kept(asked: Fitting, architecture: Architecture, parts: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -2,10 +2,10 @@
 
 Source: Wang et al., "CSKV", 2024, and its code: a start by singular vectors, then steps that lessen the mean squared error
 of keys, after they turn, and of values, layer by layer. A turn changes no length, and of all factors of a rank those of the
-leading eigenvectors V of X^T X have the least error of rows X: c = x V, x' = c V^T. So they are taken at once, and not in
-steps. What is different here: an error counts by what reads it, of keys the queries of their heads, of values the weights of
-attention's output: with M the second moments of these, block by head, the same is done to X M^(1/2). In plaintext, at the
-model owner.
+leading eigenvectors V of X^T X have the least error of rows X: c = x V, x' = c V^T. So that error needs no steps. What is
+different here: it counts by what reads a row, of keys the queries of their heads, of values the weights of attention's
+output: with M the second moments of these, block by head, the start is that of X M^(1/2). Steps then lessen what the
+answer's attention loses (`launch.fit.low_rank_steps`). In plaintext, at the model owner.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from protocols.plain.suite import PlainValue, tensor_of
 
 MEASURED = 8  # examples whose largest products are looked at
 LEAST = 1e-6  # of a moment's mean, for the root's inverse
+
+
+Factors = Mapping[tuple[int, str], tuple[Tensor, Tensor]]
 
 
 class Moments(dict[tuple[int, str], Tensor]):
@@ -55,13 +58,26 @@ def low_rank_factors(
         first = vectors.flip(1)[:, :rank]
         leading[at] = root @ first, back @ first
         lost.append(1 - float(values.flip(0)[:rank].sum() / values.sum().clamp_min(1e-30)))
-    sizes = _sizes(model, examples[:MEASURED], {at: down for at, (down, _) in leading.items()}, kinds)
+    return within_bounds(model, leading, examples), sum(lost) / len(lost)
+
+
+@torch.no_grad()
+def within_bounds(model: PrefilledModel, factors: Factors, examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Return factors (down, up), [G C, r] each, by canonical name, scaled so that no product is larger than the largest
+    element of the rows, whose bound is declared."""
+    kinds = [kind for kind in (KEYS, VALUES) if (0, kind) in factors]
+    sizes = _sizes(model, examples[:MEASURED], {at: down.double() for at, (down, _) in factors.items()}, kinds)
     found = {}
-    for (layer, kind), (down, up) in leading.items():
+    for (layer, kind), (down, up) in factors.items():
         size = sizes[layer, kind]
-        found[f"policy.layers.{layer}.{kind}.{DOWN}.weight"] = (down / size).float()
-        found[f"policy.layers.{layer}.{kind}.{UP}.weight"] = (up * size).float()
-    return found, sum(lost) / len(lost)
+        found[name_of(layer, kind, DOWN)] = (down / size).float()
+        found[name_of(layer, kind, UP)] = (up * size).float()
+    return found
+
+
+def name_of(layer: int, kind: str, way: str) -> str:
+    """Return the canonical name of a factor."""
+    return f"policy.layers.{layer}.{kind}.{way}.weight"
 
 
 def _moments(
@@ -100,8 +116,7 @@ def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
 def _sizes(
     model: PrefilledModel, examples: Sequence[Example], leading: Mapping[tuple[int, str], Tensor], kinds: Sequence[str]
 ) -> dict[tuple[int, str], Tensor]:
-    """Return what each product is divided by, [r]: so that none is larger than the largest element of the rows, whose bound
-    is declared."""
+    """Return what each product is divided by, [r], 1 at least."""
     most: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
     for example in examples:
         for at, x, _ in _rows(model, example, kinds):
@@ -117,17 +132,17 @@ def _rows(model: PrefilledModel, example: Example, kinds: Sequence[str]) -> Iter
     seen = model.prefill([*example.prompt, *example.answer])
     for layer, (q, k, v) in enumerate(zip(seen.queries, seen.keys, seen.values, strict=True)):
         if KEYS in kinds:
-            k, q = (_turned_back(model, layer, x) for x in (k, q.flatten(0, 1)))
+            k, q = (turned(model, layer, x, back=True) for x in (k, q.flatten(0, 1)))
         queries = q.reshape(k.shape[0], -1, k.shape[2]).double()
         if KEYS in kinds:
             yield (layer, KEYS), k.permute(1, 0, 2).flatten(1).double(), queries
         yield (layer, VALUES), v.permute(1, 0, 2).flatten(1).double(), queries
 
 
-def _turned_back(model: PrefilledModel, layer: int, x: Tensor) -> Tensor:
-    """Return queries or keys [heads, T, C] as they were before positions turned them."""
+def turned(model: PrefilledModel, layer: int, x: Tensor, back: bool = False) -> Tensor:
+    """Return queries or keys [heads, T, C] as positions turn them, or as they were before."""
     rotary = model.architecture.rotary_of(layer)
     if rotary is None:
         return x
     cos, sin = cosines_and_sines(rotary, x.shape[2], 0, x.shape[1])
-    return tensor_of(model.suite.run(model.suite.rotate(PlainValue(x), cos, -sin)))
+    return tensor_of(model.suite.run(model.suite.rotate(PlainValue(x), cos, -sin if back else sin)))

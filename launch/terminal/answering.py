@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 
-from launch.terminal.console import err
+from launch.terminal.progress import bars
+from models.tokenizer.stop_strings import TextUntil
 from models.tokenizer.text import TextTokenizer
 from parties.client.client import Client, GenerationResult
 from parties.client.request import GenerationRequest
+from parties.client.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -32,21 +34,18 @@ class Answer:
 
 
 class _View:
-    """A bar on standard error until the first token, then text on standard output; without streaming, a bar throughout."""
+    """A bar on standard error until the first token, then text on standard output; without streaming, a bar throughout.
 
-    def __init__(self, tokenizer: TextTokenizer, before: list[int], streaming: bool) -> None:
-        self._stream = tokenizer.stream(before)
+    before: tokens that the text continues. params: what ends it: of a token or text that ends it nothing is shown.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, before: Sequence[int], params: SamplingParams, streaming: bool) -> None:
+        stops = [params.stop] if isinstance(params.stop, str) else list(params.stop)
+        self._text = TextUntil(tokenizer.stream(list(before)), stops)
+        self._ends = frozenset(params.stop_token_ids)
         self._streaming = streaming
         self._start = time.perf_counter()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=err,
-            transient=True,
-            disable=not err.is_terminal,
-        )
+        self._bar = bars()
         self._tasks: dict[str, TaskID] = {}
         self._pieces: list[str] = []
         self.times: list[float] = []
@@ -69,16 +68,18 @@ class _View:
             self._tasks[stage] = self._bar.add_task(stage, total=None)
         self._bar.update(self._tasks[stage], completed=done, total=total or None)
 
-    def token(self, token: int) -> None:
-        """Show one more token, whose text may have to wait for the next one."""
+    def token(self, token: int) -> bool:
+        """Show one more token, whose text may have to wait for the next one. False: a text that ends the answer has come."""
         if not self.times and self._streaming:
             self._bar.stop()
         self.times.append(time.perf_counter() - self._start)
-        self._write(self._stream.push(token))
+        if token not in self._ends:
+            self._write(self._text.push(token))
+        return not self._text.stopped
 
     def finish(self) -> str:
         """Show the text that still waited, end the line, and return the whole text."""
-        self._write(self._stream.flush())
+        self._write(self._text.flush())
         if self._streaming:
             sys.stdout.write("\n")
             sys.stdout.flush()
@@ -91,18 +92,21 @@ class _View:
             sys.stdout.flush()
 
 
-def answer(
-    client: Client,
-    tokenizer: TextTokenizer,
-    request: GenerationRequest,
-    streaming: bool = True,
-    watched: Callable[[Callable[[], GenerationResult]], GenerationResult] = lambda work: work(),
-) -> Answer:
-    """Ask the parties for a request with its prompt.
+@dataclass(frozen=True)
+class Asking:
+    """Who asks, and how the answer is shown. streaming: its text is written to standard output as it comes. watched: runs
+    the call to the parties."""
 
-    streaming: text is written to standard output as it comes. watched: runs the call to the parties.
-    """
-    ids = list(request.prompt_ids)
-    with _View(tokenizer, ids, streaming) as view:
-        result = watched(lambda: client.generate(request, on_token=view.token, on_progress=view.progress))
-    return Answer(view.finish(), len(ids), result, view.times)
+    client: Client
+    tokenizer: TextTokenizer
+    streaming: bool = True
+    watched: Callable[[Callable[[], GenerationResult]], GenerationResult] = lambda work: work()
+
+    def answer(self, request: GenerationRequest, context: Sequence[int] | None = None) -> Answer:
+        """Ask the parties for a request with its prompt. context: tokens that the answer's text continues, by default the
+        prompt; none in a conversation."""
+        before = list(request.prompt_ids) if context is None else list(context)
+        tokens = replace(request, params=replace(request.params, stop=()))  # texts are looked for here
+        with _View(self.tokenizer, before, request.params, self.streaming) as view:
+            result = self.watched(lambda: self.client.generate(tokens, on_token=view.token, on_progress=view.progress))
+        return Answer(view.finish(), len(request.prompt_ids), result, view.times)

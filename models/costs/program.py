@@ -19,10 +19,11 @@ from models.decoder import Decoder
 from models.description import Description
 from models.encoder import Encoder
 from models.encoding import EncodingPlan, outputs
-from models.generation import choice, prefill
+from models.generation import choice
 from models.loaded import load_weights
 from models.observation import Observation, Seen
 from models.outputs import Decoding
+from models.prefill import prefill
 from models.prefix_rows import load_rows
 from models.prefixes import PrefixPlan, forget, registered
 from protocols.suite import OutputShare, Suite, Value
@@ -99,7 +100,7 @@ async def fill_layer(decoder: Decoder, cache: KVCache, layer: int, cached: int, 
         return suite.input(shape, source.cached(suite, name, shape), suite.fraction_bits)
 
     if layer == a.encoder_layers:
-        policy.check(a, cached)
+        policy.check(a, cached + policy.probes)
     cache.prompt_tokens = cached if a.encoder is None else 0
     with suite.ledger.timed(CACHE):
         kept = cached if entry.window is None else min(cached, entry.window)
@@ -137,7 +138,7 @@ def told(a: Architecture, asked: Observation, cached: int, value: Callable[[str,
         return Seen(features=features)
     shape = (asked.sums(a.heads, a.kv_heads), cached)
     squares = value("squared attention", shape) if asked.squares else None
-    queries = 1 if asked.each else min(asked.queries, cached)
+    queries = 1 if asked.each or asked.alone else min(asked.queries, cached)
     heads = asked.heads_of_sum(a.heads, a.kv_heads)
     found = Seen(value("attention mass", shape), queries, heads, squares, features, each=asked.each)
     late = value("late attention mass", shape) if asked.late else None

@@ -33,6 +33,7 @@ EVICTING = (
     "d2o",
     "elastic",
     "ems",
+    "epicache",
     "h2o",
     "kvmerger",
     "lazyeviction",
@@ -142,15 +143,15 @@ class Batches(InBatches):
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Refuse batches that are larger than the prompt or smaller than what votes, and to keep less between batches than
         after the last one."""
-        if self.tokens > prompt_tokens:
+        if self.tokens > (tokens := prompt_tokens - self.probes):
             raise ConfigurationError(
-                f"policy {self.name}: tokens = {self.tokens} is more than the {prompt_tokens} tokens of the prompt; lower "
+                f"policy {self.name}: tokens = {self.tokens} is more than the {tokens} tokens of the prompt; lower "
                 f"it, or leave out {self.name}"
             )
         self.inner.check(architecture, prompt_tokens)
         for policy in _all_inside(self.inner):
             if isinstance(policy, EvictingPolicy):
-                self._check_room(policy, prompt_tokens)
+                self._check_room(policy, prompt_tokens - self.probes)
 
     def _check_room(self, policy: EvictingPolicy, prompt_tokens: int) -> None:
         what, least = policy.least_batch()
@@ -189,6 +190,8 @@ class Batches(InBatches):
         """As in `CachePolicy`: no more than a policy inside asks for, where it drops tokens."""
         inside = [policy for policy in _all_inside(self.inner) if isinstance(policy, EvictingPolicy)]
         layers = [(policy, layer) for policy in inside for layer in range(policy.own_budgets)]
+        if self.probes:
+            return self.probes if batch.last or any(self._drops(policy, n, batch) for policy, n in layers) else 0
         asked = [policy.observation(batch.prompt, n).queries for policy, n in layers if self._drops(policy, n, batch)]
         return 0 if batch.last else min(self.ahead, self.tokens, max(asked, default=0))
 
@@ -205,7 +208,7 @@ class Batches(InBatches):
             queries = 0
         else:
             queries = min(asked.queries, ahead) or min(batch.tokens, policy.observation(batch.tokens, layer).queries)
-        return replace(asked, queries=queries)
+        return replace(asked, queries=queries, late=min(asked.late, queries))
 
     async def after_batch(self, suite: Suite, cache: KVCache, layer: int, batch: Batch, seen: Seen) -> None:
         """Let the policy of the layer drop tokens, down to `kept`; in the rounds of the layers behind it, where the suite

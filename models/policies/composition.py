@@ -57,6 +57,15 @@ class System(EvictingPolicy):
         return self.axes.scorer.sees_all
 
     @property
+    def probes(self) -> int:
+        return self.axes.scorer.probes if self.axes.budget.share < 1 else 0
+
+    @property
+    def evicts_within_prompt(self) -> bool:
+        """As in `CachePolicy`: what probes ask, the full cache's pass does not tell."""
+        return self.probes > 0
+
+    @property
     def append_only(self) -> bool:
         return not self.axes.schedule.every and not self.axes.schedule.distance
 
@@ -91,12 +100,22 @@ class System(EvictingPolicy):
                 "fraction bits have none for a cap; use another policy, such as h2o"
             )
         check_learned(self.name, self.weight_shapes(architecture), architecture)
-        axes = self.axes
-        kept = budget_tokens(axes.budget.share, prompt_tokens)
-        if kept < prompt_tokens and axes.keep.choice(prompt_tokens, kept).count < 1:
+        axes, tokens = self.axes, prompt_tokens - self.probes
+        if tokens < 1:
+            raise ConfigurationError(
+                f"policy {self.name}: the first {self.probes} tokens, its probes, look at the prompt and are no part of it, "
+                f"which leaves none of {prompt_tokens}; give the prompt behind them"
+            )
+        if self.probes and prompt_tokens > architecture.positions:
+            raise ConfigurationError(
+                f"policy {self.name}: {self.probes} probes behind a prompt of {tokens} tokens need {prompt_tokens} "
+                f"positions, the model has {architecture.positions}; lower probe_tokens, or shorten the prompt"
+            )
+        kept = budget_tokens(axes.budget.share, tokens)
+        if kept < tokens and axes.keep.choice(tokens, kept).count < 1:
             what, _ = self.least_batch()
             raise ConfigurationError(
-                f"policy {self.name}: budget = {axes.budget.share} keeps {kept} of {prompt_tokens} tokens, which does not "
+                f"policy {self.name}: budget = {axes.budget.share} keeps {kept} of {tokens} tokens, which does not "
                 f"hold {what}; raise budget, or lower what always stays"
             )
 
@@ -116,7 +135,7 @@ class System(EvictingPolicy):
         if self.axes.budget.share == 1:
             return Observation()
         asked = self.axes.scorer.observation(tokens, layer)
-        return replace(asked, queries=min(asked.queries, tokens), late=min(asked.late, tokens))
+        return asked if self.probes else replace(asked, queries=min(asked.queries, tokens), late=min(asked.late, tokens))
 
     def stays(self, tokens: int, layer: int) -> int:
         return self.axes.budget.kept(tokens, layer, self.axes.keep.always)
@@ -127,7 +146,7 @@ class System(EvictingPolicy):
             return []
         entry, scorer = cache.layers[layer], self.axes.scorer
         state = entry.state_of(EvictionState)
-        state.kept, state.learned = kept, entry.learned
+        state.kept, state.learned, state.groups = kept, entry.learned, entry.keys_and_values()[0].shape[0]
         event = self._event(suite, entry, seen)
         return [*scorer.batch(suite, state, seen), *event, *scorer.after(suite, state)]
 

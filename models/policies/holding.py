@@ -33,6 +33,11 @@ class Holding(Around):
             raise ConfigurationError(
                 f"policy {self.name}: '{inside.spec}' holds rows in another way already; leave out one of them"
             )
+        if inside.probes:
+            raise ConfigurationError(
+                f"policy {self.name}: '{inside.spec}' has probes look at the prompt, and {self.name} asks its own last "
+                "queries; use a policy such as snapkv inside, or leave out one of them"
+            )
         if not isinstance(inside, FullCache) and not (isinstance(inside, System) and inside.append_only):
             raise ConfigurationError(
                 f"policy {self.name}: '{inside.spec}' reads or moves whole keys while decoding, which {self.name} does "

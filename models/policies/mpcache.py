@@ -13,7 +13,7 @@ different here, since everything is decided on shares:
 * layers that share a choice are the ones behind the first `apart`, in groups of `sharing`; they share what static eviction
   keeps as well, decided by the sum of what tokens receive in all of them once the last one knows it. Else a cluster's number
   would mean other tokens in the next layer;
-* clusters grow with the square root of the kept tokens unless their size is given (`sizes`);
+* without settings a token attends to all that stayed, which on shares costs less than choosing among so few;
 * one level of clusters by default: ranks take two rounds however many there are, so that a coarse level in front of the fine
   one costs more rounds and bytes than it saves (docs/policies.md); `fine=16,coarse=32` is the paper's hierarchy;
 * a cluster is described when its last token is cached, which is `window` tokens before it is a candidate. Where work beside
@@ -59,8 +59,8 @@ GATHERINGS = ("products", "rows", "scores")
 
 @dataclass
 class MPCacheState(ChoosingState):
-    """members: layers that keep the same tokens, this one among them. votes [G, S], secret: at the first of them, the
-    attention mass of those so far, until the last one is through. levels: clusters, once the prompt is processed."""
+    """members: layers that keep the same tokens, this one among them. votes [G, S], secret: at the first, the attention mass
+    of those so far, until the last one is through. levels: clusters, once the prompt is processed."""
 
     members: tuple[int, ...] = ()
     votes: Value | None = None
@@ -76,31 +76,30 @@ class MPCacheState(ChoosingState):
 
 @dataclass(frozen=True)
 class MPCache(EvictingPolicy):
-    """static: share of the prompt's tokens that stays (1 switches eviction off). observed: the prompt's last queries
-    that decide on it, averaged over all heads; below 1 a share of its queries. following: tokens that what the one before
-    them receives counts for, too. dynamic: share of all tokens so far that a token attends to (1: all
-    that stayed). fine, coarse: tokens of a cluster on the two levels; 0: fine by the number of tokens that stay, coarse
-    twice fine (see `sizes`). levels: 2, or 1 for fine clusters alone; 0: 2 where coarse is given. coarse_share: of the
-    coarse clusters that the fine level chooses from. alpha, linear: similarity q . (alpha r_max + (1 - alpha) r_min), or
+    """static: share of the prompt that stays (1 switches eviction off). observed: the prompt's last queries
+    that decide, averaged over all heads; below 1 a share of its queries. following: tokens that what the one before
+    them receives counts for, too. dynamic: share of all tokens so far that a token attends to (1: all that
+    stayed). fine, coarse: tokens of a cluster on the two levels; 0: fine by the tokens that stay, coarse twice fine (see
+    `sizes`). levels: 2, or 1 for fine clusters alone; 0: 2 where coarse is given. coarse_share: of the coarse clusters that
+    the fine level chooses from. alpha, linear: similarity q . (alpha r_max + (1 - alpha) r_min), or
     its upper bound with linear false. sinks, window: first and last tokens that always count. sharing: adjacent layers
     with one choice, of clusters and of what static eviction keeps (1: none), so that a cluster's number means the same
-    tokens in all of them; apart: first layers that choose alone. gathering: how attention reaches what was chosen:
-    "products" of three factors, "rows" (keys and values are gathered), "scores" (all scores, lowered by a secret bias
-    where nothing was chosen; one level), or "auto": scores where the suite masks cached keys once and there is one level,
-    else products. Same result, other costs: `mpcache plan`.
+    tokens in all; apart: first layers that choose alone. gathering: how attention reaches what was chosen: "products" of
+    three factors, "rows" (gathered keys and values), "scores" (all, lowered by a secret bias where nothing was chosen; one
+    level), or "auto": scores where the suite masks cached keys once and there is one level, else products: `mpcache plan`.
 
     scoring: "attention" (what tokens receive, and a budget), or "authors": what the authors' code does, with `threshold` in
     place of `static` and `following`; in plaintext alone (`models.policies.threshold`).
 
-    The preset "paper" has the settings of the paper and its code (`mpcache:preset=paper`), "few-queries" those for questions
-    about a long text that few tokens ask.
+    Presets (`mpcache:preset=paper`): "few-queries" chooses a tenth of all tokens so far, "clusters" has clusters by length
+    and the last fifth of the prompt decide, "paper" has the settings of the paper and its code.
     """
 
     static: float = 0.4
-    observed: float = 0.2
-    following: int = 0
-    dynamic: float = 0.1
-    fine: int = 0
+    observed: float = 32.0
+    following: int = 8
+    dynamic: float = 1.0
+    fine: int = 7
     coarse: int = 0
     levels: int = 0
     coarse_share: float = 0.5
@@ -110,21 +109,22 @@ class MPCache(EvictingPolicy):
     window: int = 12
     sharing: int = 2
     apart: int = 2
-    gathering: str = "products"
+    gathering: str = "auto"
     scoring: str = "attention"
     threshold: float = 1e-4
     name: ClassVar[str] = "mpcache"
     presets: ClassVar[Mapping[str, Mapping[str, SettingValue]]] = {
-        "few-queries": {"observed": 32.0, "following": 8, "fine": 7, "gathering": "auto"},
+        "few-queries": {"dynamic": 0.1},
+        "clusters": {"observed": 0.2, "following": 0, "dynamic": 0.1, "fine": 0, "gathering": "products"},
         "paper": {
             "static": 0.4,
             "observed": 0.2,
             "following": 0,
+            "dynamic": 0.1,
             "fine": 16,
             "coarse": 32,
             "sinks": 16,
             "window": 16,
-            "sharing": 2,
             "gathering": "rows",
         },
     }
@@ -244,8 +244,11 @@ class MPCache(EvictingPolicy):
         return True
 
     def alternatives(self, prompt_tokens: int, suite: Suite) -> list[tuple[str, CachePolicy]]:
-        """As in `CachePolicy`: they differ in cluster sizes and gathering. Where a gathering is what "auto" means, "auto"
-        stays."""
+        """As in `CachePolicy`: attention to all that stays, then cluster sizes and gatherings; "auto" stays where it is what
+        a gathering's name says."""
+        out: list[tuple[str, CachePolicy]] = [("all that stays", replace(self, dynamic=1.0, coarse=0, levels=0))]
+        if self.dynamic == 1:
+            return out
         sizes = self.sizes(self.stays(prompt_tokens, 0))
         fine, wide = sizes.fine, sizes.coarse if self.two_levels else 2 * sizes.fine
         one = replace(self, levels=0, coarse=0)
@@ -254,7 +257,6 @@ class MPCache(EvictingPolicy):
             (f"{wide}", replace(one, fine=wide)),
             (f"{wide}/{fine}", replace(self, levels=0, fine=fine, coarse=wide, gathering="auto")),
         ]
-        out: list[tuple[str, CachePolicy]] = []
         for what, shape in shapes:
             for gathering in GATHERINGS:
                 if gathering == "scores" and shape.coarse:

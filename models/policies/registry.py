@@ -24,6 +24,7 @@ from models.policies.d2o import D2O
 from models.policies.dynamic_top_k import DynamicTopK
 from models.policies.elastic import Elastic
 from models.policies.ems import EMS
+from models.policies.epicache import EpiCache
 from models.policies.full import FullCache
 from models.policies.h2o import H2O
 from models.policies.kvmerger import KVMerger
@@ -57,6 +58,7 @@ POLICIES: dict[str, type[CachePolicy]] = {
         D2O,
         KVMerger,
         EMS,
+        EpiCache,
         MiKV,
         AttentionGate,
         Quest,

@@ -53,6 +53,10 @@ class Around(CachePolicy):
         return all(policy.equal_layers for policy in self.inside())
 
     @property
+    def probes(self) -> int:
+        return max(policy.probes for policy in self.inside())
+
+    @property
     def evicts_within_prompt(self) -> bool:
         return any(policy.evicts_within_prompt for policy in self.inside())
 
@@ -126,7 +130,7 @@ class PerLayer(Around):
         return policy.new_state(replace(place, served=tuple(n for n in place.served if self.of(n).spec == policy.spec)))
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """Check all policies, and that the layers that rules name exist."""
+        """Check all policies, that the layers that rules name exist, and that all ask the same queries."""
         for first, last, policy in self.rules:
             if not 0 <= first <= last < architecture.layers:
                 raise ConfigurationError(
@@ -134,6 +138,12 @@ class PerLayer(Around):
                 )
             policy.check(architecture, prompt_tokens)
         self.rest.check(architecture, prompt_tokens)
+        for policy in self.inside():
+            if policy.probes != self.probes and policy.observation(prompt_tokens, 0) != Observation():
+                raise ConfigurationError(
+                    f"policy {policy.spec}: another layer's policy in '{self.spec}' has {self.probes} probes look at the "
+                    "prompt, in place of its own last queries; use full beside it"
+                )
 
 
 @dataclass(frozen=True)

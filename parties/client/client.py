@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -17,6 +17,7 @@ from parties.client.cancellation import Cancellation
 from parties.client.conversation import Conversation
 from parties.client.encoding import EncodingRequest, EncodingResult, EncodingSession
 from parties.client.model_reference import ModelReference, close_all, common_models, connect_all, describe_all
+from parties.client.prefixes import chosen_prefix
 from parties.client.request import GenerationRequest
 from parties.client.session import AgreedRequest, ClientSession, FinishReason
 from parties.config.role_config import RoleConfig
@@ -25,7 +26,8 @@ from parties.identity.certificates import Identity
 from parties.identity.trust import own_identity
 from parties.transport.channel_pool import ChannelPool
 from parties.transport.heartbeat import HeartbeatMonitor
-from parties.wire.manifest import Manifest, new_id
+from parties.wire.held_prefix import RegisteredPrefix
+from parties.wire.manifest import Manifest, PrefixFacts, new_id
 from protocols.range_findings import RangeFinding
 
 
@@ -44,6 +46,8 @@ class GenerationResult:
 
     dropped_choices: how often a token of the prompt took an expert that had no place for it, over all layers; None where
     every expert was computed for every token. The answer is that of the model without these choices.
+
+    prefix: the registered prefix that the session began behind, None without one.
     """
 
     tokens: list[int] = field(repr=False)
@@ -55,6 +59,7 @@ class GenerationResult:
     findings: tuple[RangeFinding, ...] = ()
     dropped_choices: int | None = field(default=None, repr=False)
     logits: Tensor | None = field(default=None, repr=False)
+    prefix: RegisteredPrefix | None = field(default=None, repr=False)
     own: Cost = field(default_factory=Cost)
 
     @property
@@ -165,6 +170,7 @@ class Client:
             findings=session.findings,
             dropped_choices=session.dropped_choices,
             logits=session.all_logits(),
+            prefix=agreed.prefix,
             own=session.own,
         )
 
@@ -203,13 +209,18 @@ class Client:
         """Return the request with its model and the manifest that parties get. Raises `ConfigurationError`."""
         if request.params.stop:
             raise ConfigurationError("stop: texts need a tokenizer, which a Client has not; use PrivateModel, or on_token")
-        plan, model = request.plan(), request.model
+        request.plan()  # what is wrong about it is said before anybody is asked
+        model = request.model
         reference = model if isinstance(model, ModelReference) else self.find_model(model)
         architecture = reference.architecture
+        suite = reference.over_bounds(request.suite)
+        prefix, ids = chosen_prefix(reference, suite, request.prefix, request.prompt_ids)
+        plan = replace(request, prompt_ids=ids).plan(0 if prefix is None else prefix.tokens)
         plan.check(architecture)
-        token_indices(request.prompt_ids, architecture.vocabulary)
+        token_indices(ids, architecture.vocabulary)
         if request.draft is not None:
             request.draft.check(architecture)
-        suite = reference.over_bounds(request.suite)
         manifest = Manifest.of(reference.id, architecture, suite, plan, self.config.party_names)
-        return AgreedRequest(manifest, architecture, list(request.prompt_ids), request.params, request.draft)
+        if prefix is not None:
+            manifest = manifest.with_prefix(PrefixFacts(id=prefix.prefix))
+        return AgreedRequest(manifest, architecture, ids, request.params, request.draft, prefix)

@@ -117,8 +117,7 @@ class Conversation(Session, ABC):
             stream = dialled(self, way, self.config.resume_seconds, BEAT, self._inbox)
             self._parties.append(stream)
             self._incoming[stream] = Incoming(peer.name, self._flags_shape)
-            opening = wire.Open(session=self.id, manifest=self.manifest.canonical())
-            first = wire.ClientMessage(open=opening)
+            first = wire.ClientMessage(open=self._opening())
             self._count_sent(first)
             stream.dial(way, channel, first)
             heartbeats.add(stream)
@@ -160,6 +159,9 @@ class Conversation(Session, ABC):
         return min(found, key=rank)
 
     # ---- shares out --------------------------------------------------------------------------------------------------
+    def _opening(self) -> wire.Open:
+        return wire.Open(session=self.id, manifest=self.manifest.canonical())
+
     def _upload(self) -> None:
         try:
             prompt = self._prompt()

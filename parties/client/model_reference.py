@@ -19,6 +19,7 @@ from parties.identity.trust import parties_of
 from parties.transport.connection import connect
 from parties.wire import wire_pb2 as wire
 from parties.wire.error_codec import from_rpc
+from parties.wire.held_prefix import RegisteredPrefix, read_prefix
 from parties.wire.manifest import PROTOCOL_VERSION, check_id
 from parties.wire.model_ranges import Ranges, unpack_ranges
 from protocols.registry import SuiteSpec
@@ -29,7 +30,7 @@ class ModelReference:
     """A shared model: its random id, its owner's name for it, and what is public of its architecture.
 
     ranges: its owner's public bounds by suite, options of every session that does not say otherwise; None for a model that
-    was never calibrated.
+    was never calibrated. prefixes: registered ones, which all parties hold.
     """
 
     id: str
@@ -38,6 +39,7 @@ class ModelReference:
     owner: str
     parties: tuple[str, ...]
     ranges: Ranges | None = field(default=None, hash=False)
+    prefixes: tuple[RegisteredPrefix, ...] = field(default=(), compare=False)
 
     @property
     def architecture(self) -> Architecture:
@@ -104,7 +106,8 @@ def describe_all(config: RoleConfig, channels: list[grpc.Channel]) -> list[wire.
 
 
 def common_models(descriptions: list[wire.Description]) -> list[ModelReference]:
-    """Return the models that all parties hold, with equal architectures and bounds."""
+    """Return the models that all parties hold, with equal architectures and bounds, and of their prefixes those that all
+    hold of one session."""
     held = [{m.model: m for m in said.models} for said in descriptions]
     out = []
     for model, first in held[0].items():
@@ -113,5 +116,13 @@ def common_models(descriptions: list[wire.Description]) -> list[ModelReference]:
         if all(model in other and (other[model].architecture, other[model].ranges) == facts for other in held[1:]):
             architecture = parse_description(first.architecture)
             ranges = unpack_ranges(first.ranges, descriptions[0].name)
-            out.append(ModelReference(model, first.name, architecture, first.owner, tuple(first.parties), ranges))
+            prefixes = _common_prefixes({said.name: of[model] for said, of in zip(descriptions, held, strict=True)})
+            owned = (first.name, architecture, first.owner, tuple(first.parties))
+            out.append(ModelReference(model, *owned, ranges, prefixes))
     return out
+
+
+def _common_prefixes(held: dict[str, wire.HeldModel]) -> tuple[RegisteredPrefix, ...]:
+    """Return the prefixes of a model that all parties hold, of one session. held: by party."""
+    said = [[read_prefix(message, party) for message in model.prefixes] for party, model in held.items()]
+    return tuple(one for one in said[0] if all(one in others for others in said[1:]))

@@ -25,6 +25,7 @@ from parties.client.drafting import Draft
 from parties.client.encoding import EncodingRequest
 from parties.client.generation_options import GenerationOptions, needs_logits, read_options
 from parties.client.model_reference import ModelReference, check_architecture
+from parties.client.prefixes import continues
 from parties.client.prompts import Inputs, Prompt, PromptReader
 from parties.client.request import GenerationRequest
 from parties.client.sampling_params import SamplingParams
@@ -115,14 +116,15 @@ class PrivateModel:
         suite: SuiteSpec | str = USUAL,
         policy: str = "full",
         draft: str = OFF,
+        prefix: str | None = None,
         allow_logits: bool = False,
     ) -> PrivateModel:
         """Connect to the parties of a client's configuration.
 
         tokenizer: folder with config.json and the tokenizer's files, needed for texts. model: a name or id; by default
-        the only model. suite, policy, draft: the defaults of each call; a suite with options is a `SuiteSpec`. allow_logits:
-        this client may learn logits, which top_k, top_p and penalties need, and which every party's configuration must grant
-        it.
+        the only model. suite, policy, draft, prefix: the defaults of each call; a suite with options is a `SuiteSpec`.
+        allow_logits: this client may learn logits, which top_k, top_p and penalties need, and which every party's
+        configuration must grant it.
         Raises `ConfigurationError` when model and tokenizer do not fit, `PeerLost`.
         """
         suite = _spec(suite)
@@ -135,7 +137,7 @@ class PrivateModel:
             if folder is not None and described is not None:
                 check_architecture(folder, described, reference)
                 words = load_tokenizer(folder, described)
-            defaults = GenerationRequest(suite=suite, policy=policy, model=reference)
+            defaults = GenerationRequest(suite=suite, policy=policy, model=reference, prefix=prefix)
             found = cls(client, defaults, words, folder, allow_logits)
             found.defaults = replace(defaults, draft=found._draft(draft))
             return found
@@ -230,11 +232,12 @@ class PrivateModel:
         chat template's), stop_token_ids (besides them), stop_strings, stopping_criteria, fixed_length (False; True: parties
         generate all of max_new_tokens and the answer is cut here, so that they do not learn its length);
         where logits are allowed top_k, top_p, repetition_penalty, no_repeat_ngram_size, bad_words_ids, suppress_tokens,
-        logits_processor, output_logits. policy, suite, draft: of this call; draft is "off", "ngram:tokens=4" or the folder
-        of a small public checkpoint, and needs the likeliest tokens (no do_sample). cancellation: a `Cancellation`, which
-        lets another thread end it with `Cancelled`.
+        logits_processor, output_logits. policy, suite, draft, prefix: of this call; draft is "off", "ngram:tokens=4" or the
+        folder of a small public checkpoint, and needs the likeliest tokens (no do_sample); prefix the name of a registered
+        one that the prompt continues, "auto" for whichever public one it begins with, or None. cancellation: a
+        `Cancellation`, which lets another thread end it with `Cancelled`.
         """
-        prompt = self._prompts.read(_inputs(inputs, options))
+        prompt = self._read(_inputs(inputs, options), options)
         if streamer is not None:
             streamer.put(torch.tensor([prompt.ids]))
         try:
@@ -269,7 +272,7 @@ class PrivateModel:
         of its `text`.
         """
         words = self._prompts.tokenizer
-        call = self._call(self._prompts.read(prompt), generation_config, options)
+        call = self._call(self._read(prompt, options), generation_config, options)
         text = TextUntil(words.stream(call.prompt.context), list(call.options.params.stop))
         ends = call.request.params.ends(self.reference.architecture.eos)
         pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
@@ -299,6 +302,7 @@ class PrivateModel:
         given = _given(config, options)
         cancellation = given.pop("cancellation", None) or Cancellation()
         policy, suite, draft = (given.pop(name, None) for name in ("policy", "suite", "draft"))
+        prefix = given.pop("prefix", self.defaults.prefix)
         if isinstance(config, SamplingParams):
             if others := [name for name in given if name != "return_dict_in_generate"]:
                 raise ConfigurationError(f"{', '.join(sorted(others))}: give SamplingParams or options, not both")
@@ -315,8 +319,13 @@ class PrivateModel:
             policy=self.defaults.policy if policy is None else policy,
             suite=self.defaults.suite if suite is None else _spec(suite, self.defaults.suite),
             draft=self.defaults.draft if draft is None else self._draft(draft),
+            prefix=prefix,
         )
         return _Call(prompt, request, asked, cancellation)
+
+    def _read(self, prompt: Any, options: Mapping[str, Any]) -> Prompt:
+        """Return a prompt that begins, or continues the prefix that the call asks for."""
+        return self._prompts.read(prompt, not continues(options.get("prefix", self.defaults.prefix)))
 
     def _draft(self, text: str) -> Draft | None:
         """Return the draft of a text; a checkpoint is read once. Raises `ConfigurationError` where it is not for this

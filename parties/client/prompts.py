@@ -45,10 +45,11 @@ class PromptReader:
             )
         return self._tokenizer
 
-    def read(self, prompt: Any) -> Prompt:
-        """Return the prompt of a text, of token ids ([T] or [1, T]) or of messages. Raises `ConfigurationError`."""
+    def read(self, prompt: Any, begins: bool = True) -> Prompt:
+        """Return the prompt of a text, of token ids ([T] or [1, T]) or of messages. begins: a text begins with the tokens
+        that mark a beginning. Raises `ConfigurationError`."""
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
+            ids = self.tokenizer.encode(prompt, special=begins)
             return Prompt(ids, ids)
         if isinstance(prompt, Tensor):
             if prompt.dim() > 2 or (prompt.dim() == 2 and prompt.shape[0] != 1):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from models.generation import GenerationPlan
+from models.policies import parse
 from mpc.errors import ConfigurationError
 from parties.client.drafting import Draft
 from parties.client.model_reference import ModelReference
@@ -17,10 +18,12 @@ from protocols.registry import USUAL, SuiteSpec
 class GenerationRequest:
     """What a generation asks for. The prompt is secret, and so are the texts and tokens that end the answer.
 
-    prompt_ids: token ids of the prompt, secret. params: how to answer. suite: what computes; its options go over the bounds
-    that the model's owner gave. policy: the cache policy's text (`models.policies.registry`). model: a reference, an id or a
-    name; None: the only model. draft: how this client guesses tokens for the parties to verify, several in the rounds of
-    one (`parties.client.drafting`); None: one token a step.
+    prompt_ids: token ids of the prompt, secret; of a policy with probes these are made of it (`models.episodes`). params:
+    how to answer. suite: what computes; its options go over the bounds that the model's owner gave. policy: the cache
+    policy's text (`models.policies.registry`). model: a reference, an id or a name; None: the only model. draft: how this
+    client guesses tokens for the parties to verify, several in the rounds of one (`parties.client.drafting`); None: one
+    token a step. prefix: the name or id of a registered prefix that the prompt continues; "auto": the prompt is whole, and
+    begins behind whichever public prefix it begins with; None: none.
 
     >>> request = GenerationRequest([3, 1, 4], SamplingParams(8), policy="h2o:budget=0.5")
     >>> request.plan().prompt_tokens, request.suite.name
@@ -33,18 +36,20 @@ class GenerationRequest:
     policy: str = "full"
     model: ModelReference | str | None = None
     draft: Draft | None = None
+    prefix: str | None = None
 
-    def plan(self) -> GenerationPlan:
-        """Return what is public about it. Raises `ConfigurationError` for an empty prompt, an unknown policy, or a draft
-        that cannot be verified."""
+    def plan(self, behind: int = 0) -> GenerationPlan:
+        """Return what is public about it, behind a prefix of so many tokens. Raises `ConfigurationError` for an empty
+        prompt, an unknown policy, or a draft that cannot be verified."""
         if not len(self.prompt_ids):
             raise ConfigurationError("the prompt is empty; give at least one token")
         params = self.params
         return GenerationPlan(
-            len(self.prompt_ids),
+            len(self.prompt_ids) + parse(self.policy).probes,
             params.max_tokens,
             params.decoding,
             self.policy,
             params.agreed_temperature,
             None if self.draft is None else self.draft.plan,
+            behind,
         )

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.episodes import with_probes
 from models.generation import capped
+from models.policies import parse
 from mpc.errors import ConfigurationError, WireError
 from mpc.packing import unpack
 from mpc.ring import reduce
@@ -28,6 +30,7 @@ from parties.errors import WrongOutput
 from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from parties.wire.draft import kept
+from parties.wire.held_prefix import RegisteredPrefix
 from parties.wire.manifest import Manifest
 from parties.wire.shares import COUNT_BITS
 from protocols.range_findings import RangeFinding
@@ -38,13 +41,19 @@ FinishReason = Literal["stop", "length", "range"]
 @dataclass(frozen=True)
 class AgreedRequest:
     """A request with the manifest that all parties get for it. The prompt's token ids are secret. draft: how this client
-    guesses, where the manifest has a draft."""
+    guesses, where the manifest has a draft. prefix: what the prompt continues, None without."""
 
     manifest: Manifest
     architecture: Architecture
     prompt_ids: list[int] = field(repr=False)
     params: SamplingParams
     draft: Draft | None = None
+    prefix: RegisteredPrefix | None = None
+
+    @property
+    def text_ids(self) -> list[int]:
+        """Return the tokens of the whole text that this client knows before the answer."""
+        return [*((self.prefix.text or ()) if self.prefix is not None else ()), *self.prompt_ids]
 
 
 class ClientSession(Conversation):
@@ -88,7 +97,7 @@ class ClientSession(Conversation):
         self._on_token = on_token
         self._logits: list[Tensor] = []
         self._prg = None if request.params.seed is None else seeded(request.params.seed)
-        self._steps = Steps(request.prompt_ids, request.manifest.new_tokens, request.draft)
+        self._steps = Steps(request.text_ids, request.manifest.new_tokens, request.draft)
 
     def all_logits(self) -> Tensor | None:
         """Return logits of all steps with a token, float64 [tokens, V]; None unless decoding was "logits"."""
@@ -99,7 +108,7 @@ class ClientSession(Conversation):
 
     # ---- shares out --------------------------------------------------------------------------------------------------
     def _prompt(self) -> Tensor:
-        return torch.tensor(self.request.prompt_ids)
+        return torch.tensor(with_probes(self.request.prompt_ids, parse(self.request.manifest.policy).probes))
 
     def _go_on(self, step: int, stay: int, token: int) -> None:
         """Send what the parties need for the output after `step`: with a draft how many of its rows stay and the rows of the
@@ -198,7 +207,7 @@ class ClientSession(Conversation):
     def _choose(self, logits: Tensor) -> int:
         """Choose a token from opened logits [V]. Raises `ConfigurationError` when `adjust` leaves no choice."""
         params = self.request.params
-        tokens = [*self.request.prompt_ids, *self.tokens]
+        tokens = [*self.request.text_ids, *self.tokens]
         adjusted = logits if params.adjust is None else params.adjust(logits, tokens)
         if not math.isfinite(float(adjusted.max())):
             raise ConfigurationError(

@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mpc.errors import ConfigurationError, MpcacheError
 from parties.config.grants import ClientGrant, Clients, ModelGrant, Models, OwnerGrant, Owners, checked_suites
+from parties.config.limits import NOT_DEALER, PARTY, SERVERS, Limits
 from parties.config.telemetry import Listener, Telemetry
 from parties.config.yaml_files import Location, explain, read_yaml_text, yaml_values
 from parties.names import Fingerprints, Role, check_name, in_words
-
-# Roles that use a key; a key without one of these is for all of them.
-PARTY: dict[str, JsonValue] = {"roles": ["party"]}
-SERVERS: dict[str, JsonValue] = {"roles": ["party", "dealer"]}
-NOT_DEALER: dict[str, JsonValue] = {"roles": ["party", "client", "model-owner"]}
 
 
 class PeerAddress(BaseModel):
@@ -33,65 +29,6 @@ class PeerAddress(BaseModel):
         _check_name(self.name)
         split_address(self.address)
         return self
-
-
-class Limits(BaseModel):
-    """What a server grants all clients. Lengths in tokens; sessions and loads are counted per server."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_prompt_tokens: int = Field(default=8192, ge=1, description="Most tokens of a prompt.")
-    max_new_tokens: int = Field(default=4096, ge=1, description="Most tokens that a session generates.")
-    max_sessions: int = Field(default=4, ge=1, le=1000, description="Most sessions that run at a time.")
-    max_in_step: int = Field(
-        default=1,
-        ge=1,
-        le=1000,
-        description="Most sessions of one model, suite and options that run in step: what they exchange in a round leaves "
-        "in one message; the same at all parties. 1: every session has its own messages.",
-        json_schema_extra=PARTY,
-    )
-    max_cache_bytes: int | None = Field(
-        default=None,
-        ge=1,
-        description="Most bytes that running sessions may cache together, as predicted; left out: no limit.",
-        json_schema_extra=PARTY,
-    )
-    max_queued: int = Field(default=32, ge=0, le=10_000, description="Most sessions that wait for their turn.")
-    max_queued_per_client: int = Field(default=8, ge=0, le=10_000, description="Most waiting sessions of one client.")
-    max_calls_per_client: int | None = Field(
-        default=None,
-        ge=4,
-        le=10_000,
-        description="Most calls that one client or model owner may have open; left out: what its sessions need, and 8.",
-    )
-    max_loads: int = Field(default=2, ge=1, description="Most loaded models that are kept in memory.")
-    max_loads_per_client: int | None = Field(
-        default=None,
-        ge=1,
-        description="Most of them that are kept for one client, and that its sessions use at a time; left out: max_loads.",
-    )
-    max_token_dealt_bytes: int = Field(
-        default=4 << 30, ge=1, description="Most bytes that may be dealt for one token, as predicted for a session."
-    )
-    max_token_sent_bytes: int = Field(
-        default=1 << 30, ge=1, description="Most bytes that a party may send for one token, as predicted for a session."
-    )
-    max_dealt_bytes: int | None = Field(
-        default=None, ge=1, description="Most bytes that may be dealt for a session, as predicted; left out: no limit."
-    )
-    max_sent_bytes: int | None = Field(
-        default=None, ge=1, description="Most bytes that a party may send in a session, as predicted; left out: no limit."
-    )
-    max_prediction_seconds: float = Field(
-        default=60.0, gt=0, description="How long it may take to predict what a session costs, before it is refused."
-    )
-    max_model_bytes: int = Field(
-        default=64 << 30,
-        ge=1,
-        description="Most bytes that one party's shares of a model may take.",
-        json_schema_extra=PARTY,
-    )
 
 
 class RoleConfig(BaseModel):
@@ -191,10 +128,10 @@ class RoleConfig(BaseModel):
         ge=0,
         description="How long a session waits for a lost connection to come back; 0: it ends at once.",
     )
-    when_tape_is_out: Literal["error", "wait"] = Field(
+    when_tape_is_out: Literal["error", "wait", "dealer"] = Field(
         default="error",
-        description="When no tape on disk fits a session, or the dealer cannot be reached: end the session, or wait "
-        "for up to tape_wait_seconds; the client is told.",
+        description="When no tape on disk fits a session, or the dealer cannot be reached: end the session, wait for up to "
+        "tape_wait_seconds (the client is told), or ask the running dealer, as a party without tapes does.",
         json_schema_extra=PARTY,
     )
     tape_wait_seconds: float = Field(default=600.0, gt=0, description="How long to wait then.", json_schema_extra=PARTY)

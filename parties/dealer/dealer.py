@@ -29,6 +29,7 @@ from parties.server.admission import Ticket
 from parties.server.incoming import StreamCall
 from parties.server.server import RoleServer
 from parties.server.sessions import ServedSession
+from parties.server.weight_cache import WeightLease
 from parties.tapes.stream import TapeOutlet
 from parties.transport.gathering import Gathering
 from parties.transport.peer_stream import PeerStream
@@ -54,11 +55,19 @@ TAPE_BEAT = wire.TapeMessage(heartbeat=wire.Heartbeat())
 
 
 @dataclass(frozen=True)
+class HeldLoads:
+    """Loads that a party holds, by id: of the model's weights, and of the rows of the prefix."""
+
+    weights: list[str]
+    rows: list[str]
+
+
+@dataclass(frozen=True)
 class Joined:
-    """A party that has asked for its tape. loads: those of the model that it holds."""
+    """A party that has asked for its tape."""
 
     outlet: TapeOutlet
-    loads: list[str]
+    loads: HeldLoads
 
 
 class DealerSession(ServedSession):
@@ -82,6 +91,9 @@ class DealerSession(ServedSession):
         self.manifest = manifest
         self._program = SessionProgram.of(server.program, manifest, architecture, server.config.device)
         self._lease = server.weight_cache.lease(manifest.load_key(), ticket.client, self)
+        self._rows: WeightLease | None = None
+        if manifest.prefix is not None and not manifest.registers:
+            self._rows = server.rows_cache.lease(manifest.rows_key(), ticket.client, self)
         self._first = first
         self.ledger = Ledger()
         self._dealt = 0  # bytes up to the last token
@@ -91,7 +103,7 @@ class DealerSession(ServedSession):
         """Wait for the parties and deal, in the background."""
         threading.Thread(target=self._main, name=f"session {self.id[:8]}", daemon=True).start()
 
-    def join(self, stream: PeerStream, manifest: Manifest, client: str, loads: list[str]) -> TapeOutlet:
+    def join(self, stream: PeerStream, manifest: Manifest, client: str, loads: HeldLoads) -> TapeOutlet:
         """Let a party have its tape. Raises `ManifestMismatch`, for everybody in the session, when it must not have it."""
         try:
             compare(self._first, self.manifest, stream.peer, manifest)
@@ -153,13 +165,14 @@ class DealerSession(ServedSession):
 
     def _deal(self, joined: Mapping[str, Joined]) -> None:
         names = self.manifest.parties
-        common = [load for load in self._lease.ids() if all(load in joined[name].loads for name in names)]
-        weights = self._lease.get(common[-1]) if common else None
-        load = common[-1] if weights is not None else new_id()
+        held = [joined[name].loads for name in names]
+        load, weights = _common(self._lease, [one.weights for one in held])
+        rows_load, rows = ("", None) if self._rows is None else _common(self._rows, [one.rows for one in held])
         seeds = [new_seed() for _ in names]
         outlets = [joined[name].outlet for name in names]
         for outlet, seed in zip(outlets, seeds, strict=True):
-            outlet.stream.send(wire.TapeMessage(start=wire.TapeStart(seed=seed, load=load, fresh=weights is None)))
+            start = wire.TapeStart(seed=seed, load=load, fresh=weights is None, rows_load=rows_load, rows_fresh=rows is None)
+            outlet.stream.send(wire.TapeMessage(start=start))
         tape = DealerTape(seeds, lambda party, data: outlets[party].append(data), self.ledger, self._program.device)
         suite = self._program.suite(tape, None)
         if weights is None:
@@ -168,6 +181,12 @@ class DealerSession(ServedSession):
             weights = self._program.load(suite, lambda name: None)
             self._lease.put(load, weights)
         self._lease.release()
+        if self._rows is not None:
+            if rows is None:
+                self.step = "dealing for the rows of the prefix"
+                rows = self._program.load_rows(suite, lambda name: None)
+                self._rows.put(rows_load, rows)
+            weights = {**weights, **rows}
         self._dealt = self.ledger.total().offline_bytes
         self.step = "dealing"
         self._program.run(suite, weights, None, self)
@@ -203,6 +222,13 @@ class DealerSession(ServedSession):
         self.step = f"dealing for {stage} {done} of {total}"
 
 
+def _common(lease: WeightLease, held: list[list[str]]) -> tuple[str, dict[str, Any] | None]:
+    """Return the newest load that the dealer and all parties hold, by its id; a new id and None where there is none."""
+    common = [load for load in lease.ids() if all(load in of_party for of_party in held)]
+    found = lease.get(common[-1]) if common else None
+    return (common[-1] if found is not None else new_id()), found
+
+
 class DealerServer(RoleServer[DealerSession]):
     """The dealer as a server; see `RoleServer`."""
 
@@ -224,12 +250,14 @@ class DealerServer(RoleServer[DealerSession]):
         opening = message.open
         id = check_id(opening.session, "session", stream.peer)
         manifest = Manifest.parse(opening.manifest, stream.peer)
-        loads = [check_id(load, "load", stream.peer) for load in opening.loads]
+        weights, rows = (
+            [check_id(load, "load", stream.peer) for load in found] for found in (opening.loads, opening.rows_loads)
+        )
         with self._opening:
             session = self.sessions.wait_for(id, 0)
             if session is None:
                 session = self._new(id, manifest, opening.architecture, stream.peer, opening.client)
-        outlet = session.join(stream, manifest, opening.client, loads)
+        outlet = session.join(stream, manifest, opening.client, HeldLoads(weights, rows))
         outlet.begin()
         return session, stream.outgoing()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -9,14 +10,16 @@ from typing import Any
 
 import grpc
 
-from models.architectures import parse_description
+from models.architectures import decoder_of, parse_description
 from models.costs.cached import cache_bytes
-from mpc.errors import ConfigurationError, EnvironmentProblem, WireError
+from models.generation import token_indices
+from mpc.errors import ConfigurationError, EnvironmentProblem, PermissionRefused, WireError
 from mpc.random import SEED_BYTES
 from mpc.ranks import Ranks
 from parties.config.role_config import RoleConfig
 from parties.events import event
 from parties.identity.trust import dealer_of
+from parties.party.prefix_store import PrefixStore, StoredPrefix
 from parties.party.rendezvous import PEER_BEAT, Network
 from parties.party.session import Admitted, Holdings, PartySession
 from parties.party.step_groups import StepGroups
@@ -32,7 +35,8 @@ from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import public
-from parties.wire.manifest import Manifest, architecture_hash, check_id, check_tables, check_version, new_id
+from parties.wire.held_prefix import held_prefix
+from parties.wire.manifest import Manifest, architecture_hash, check_id, check_tables, check_version, new_id, unpacked_ids
 from parties.wire.model_ranges import pack_ranges, unpack_ranges
 from parties.wire.shares import BITS, WEIGHT_FRACTION_BITS, collect
 
@@ -51,11 +55,13 @@ class ComputePartyServer(RoleServer[PartySession]):
         self._ranks = ranks
         assert config.store is not None
         self.store = ModelStore(config.store)
+        self.prefixes = PrefixStore(config.store, config.limits.max_prefix_bytes)
         self.tapes: TapeStore | None = None
         if config.tapes is not None and (dealer := dealer_of(config)) is not None:
             self.tapes = TapeStore(config.tapes, config.name, config.index, dealer, lambda: self.identity)
 
         self.groups = StepGroups(Network(config, lambda: self.identity, self.heartbeats, 0.0), self.metrics)
+        self.metrics.follow("mpcache_stored_prefixes", lambda: len(self.prefixes.prefixes()))
         self.metrics.follow("mpcache_stored_models", lambda: len(self.store.models()))
         self.metrics.follow("mpcache_tapes", self.tapes.count if self.tapes is not None else lambda: 0)
 
@@ -78,10 +84,14 @@ class ComputePartyServer(RoleServer[PartySession]):
         manifest = Manifest.parse(message.open.manifest, stream.peer)
         self.check_open()
         facts = self._checked(manifest, stream.peer)
+        prefix, text = self._prefix(manifest, facts), _public_text(manifest, message.open.text, stream.peer)
+        if text is not None:
+            token_indices(text, decoder_of(parse_description(facts.architecture), "a prefix's model").vocabulary)
         demand = self._demand(manifest, facts, stream.peer)
         ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(stream.peer, demand)
-        holdings = Holdings(self.store, self.tapes, self.groups, self._ranks)
-        session = self.hold(ticket, lambda: PartySession(self, holdings, Admitted(id, manifest, facts, ticket, stream)))
+        holdings = Holdings(self.store, self.prefixes, self.tapes, self.groups, self._ranks)
+        admitted = Admitted(id, manifest, facts, ticket, stream, prefix, text)
+        session = self.hold(ticket, lambda: PartySession(self, holdings, admitted))
         event(
             "session_opened",
             self.name,
@@ -89,6 +99,7 @@ class ComputePartyServer(RoleServer[PartySession]):
             client=stream.peer,
             model=facts.model,
             suite=manifest.suite,
+            prefix_tokens=manifest.prefix_tokens or None,
             prompt_tokens=manifest.prompt_tokens,
             new_tokens=manifest.new_tokens,
             decoding=manifest.decoding,
@@ -99,14 +110,15 @@ class ComputePartyServer(RoleServer[PartySession]):
 
     def _demand(self, manifest: Manifest, facts: StoredModel, client: str) -> Demand:
         """Return what a session asks of this party. Raises `ConfigurationError` for more memory than there ever is."""
-        limits, prompt, new = self.config.limits, manifest.prompt_tokens, manifest.new_tokens
+        limits, new = self.config.limits, manifest.new_tokens
+        prompt = manifest.prefix_tokens + manifest.prompt_tokens
         memory = cache_bytes(parse_description(facts.architecture), prompt, new)
         if limits.max_cache_bytes is not None and memory > limits.max_cache_bytes:
             raise ConfigurationError(
                 f"the session of {client} would cache {memory:,} bytes ({prompt} prompt and {new} new tokens), {self.name} "
                 f"allows {limits.max_cache_bytes:,}: shorten it, or raise 'max_cache_bytes' in its 'limits'"
             )
-        return Demand(memory, new / prompt if limits.max_in_step > 1 else 0.0)
+        return Demand(memory, new / manifest.prompt_tokens if limits.max_in_step > 1 else 0.0)
 
     def foresee(self, stream: PeerStream, message: Message) -> Callable[[], None] | None:
         """Return what a client's session costs, if that takes time to predict."""
@@ -142,7 +154,29 @@ class ComputePartyServer(RoleServer[PartySession]):
                 f"{self.name} takes its tapes from a folder ('tapes'): they were dealt before anybody could know how many "
                 "drafted rows stay; ask without a draft, or let it ask a running dealer"
             )
+        if manifest.prefix is not None and self.tapes is not None:
+            raise ConfigurationError(
+                f"{self.name} takes its tapes from a folder ('tapes'), which has no masks for the rows of a prefix; ask "
+                "without one, or let it ask a running dealer"
+            )
         return facts
+
+    def _prefix(self, manifest: Manifest, model: StoredModel) -> StoredPrefix | None:
+        """Return the prefix that a session begins behind. Raises `ConfigurationError` where it is not here or unfit."""
+        if manifest.prefix is None or manifest.registers:
+            return None
+        found = self.prefixes.get(manifest.prefix.id)
+        if found is None:
+            raise ConfigurationError(
+                f"{self.name} holds no prefix {manifest.prefix.id}: `mpcache prefix ls` lists those of a model, its owner "
+                "registers them by `mpcache prefix add`; ask without one"
+            )
+        if why := found.unfit(manifest, model):
+            raise ConfigurationError(
+                f"prefix {found.name} at {self.name} {why}: ask as it was registered, let the model owner register it for "
+                "this (`mpcache prefix add`), or ask without it"
+            )
+        return found
 
     def exchange(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
         """Let a peer join a session, or sessions in step."""
@@ -185,7 +219,24 @@ class ComputePartyServer(RoleServer[PartySession]):
         check_id(model, "model", owner)
         self.store.remove(self.permissions.owned(owner, model, self.store.get(model)))
         self.weight_cache.drop(model)
+        for prefix in self.prefixes.of_model(model):
+            self._remove_prefix(prefix)
         event("model_removed", self.name, owner=owner, model=model)
+
+    def remove_prefix(self, owner: str, request: wire.RemoveRequest) -> None:
+        """Take away a prefix of the owner's own model. Raises `PermissionRefused`."""
+        check_id(request.model, "model", owner)
+        check_id(request.prefix, "prefix", owner)
+        model = self.permissions.owned(owner, request.model, self.store.get(request.model))
+        found = self.prefixes.get(request.prefix)
+        if found is None or found.model != model.model:
+            raise PermissionRefused(f"'{owner}' has no prefix {request.prefix} at {self.name} that it may remove")
+        self._remove_prefix(found)
+
+    def _remove_prefix(self, prefix: StoredPrefix) -> None:
+        self.prefixes.remove(prefix)
+        self.rows_cache.drop(prefix.prefix)
+        event("prefix_removed", self.name, model=prefix.model, prefix=prefix.prefix, name=prefix.name)
 
     def _store(self, stream: PeerStream, facts: StoredModel, seed: bytes) -> None:
         session = stream.session
@@ -264,6 +315,20 @@ class ComputePartyServer(RoleServer[PartySession]):
         return len(shapes)
 
 
+def _public_text(manifest: Manifest, data: bytes, owner: str) -> list[int] | None:
+    """Return the token ids of a public text that is registered, None where there is none. Raises `WireError` for another
+    text than the manifest's."""
+    expected = manifest.prefix.text if manifest.prefix is not None else ""
+    if bool(data) != bool(expected) or (data and hashlib.sha256(data).hexdigest() != expected):
+        raise WireError(f"{owner} sent a text of {len(data)} bytes, which is not the one of its manifest")
+    if not data:
+        return None
+    ids = unpacked_ids(data, owner)
+    if len(ids) != manifest.prompt_tokens:
+        raise WireError(f"{owner} sent a text of {len(ids)} tokens, its manifest says {manifest.prompt_tokens}")
+    return ids
+
+
 class _Service(services.ComputePartyServicer):  # type: ignore[misc]
     def __init__(self, party: ComputePartyServer) -> None:
         self._party = party
@@ -279,6 +344,7 @@ class _Service(services.ComputePartyServicer):  # type: ignore[misc]
                 owner=m.owner,
                 parties=m.parties,
                 ranges=pack_ranges(m.ranges),
+                prefixes=[held_prefix(prefix) for prefix in party.prefixes.of_model(m.model) if prefix.storing == m.nonce],
             )
             for m in party.permissions.visible(name, party.store.models())
         ]
@@ -307,3 +373,8 @@ class _Service(services.ComputePartyServicer):  # type: ignore[misc]
         party = self._party
         party.incoming.admit(context, party.permissions.may_store, lambda name: party.remove_model(name, request.model))
         return wire.RemoveReceipt(model=request.model)
+
+    def RemovePrefix(self, request: wire.RemoveRequest, context: Any) -> wire.RemoveReceipt:
+        party = self._party
+        party.incoming.admit(context, party.permissions.may_store, lambda name: party.remove_prefix(name, request))
+        return wire.RemoveReceipt(model=request.model, prefix=request.prefix)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpc.errors import WireError
+from mpc.errors import ManifestMismatch, WireError
 from parties.tapes.agreement import TapeAgreement, check_source
 from parties.wire import wire_pb2 as wire
 from parties.wire.manifest import Manifest, check_client, check_id, compare
@@ -57,6 +57,11 @@ class Greetings:
         compare(own.name, self._manifest, peer, Manifest.parse(hello.manifest, peer))
         check_client(own.session, own.name, own.client, peer, hello.client)
         self.storings[peer] = check_id(hello.storing, "storing", peer)
+        if hello.rows != own.rows:
+            raise ManifestMismatch(
+                f"{peer} holds rows of the prefix that another session computed than those of {own.name}: let the model "
+                "owner take the prefix away and register it again"
+            )
         check_source(own.name, self.from_files, peer, hello)
         if self._tapes is not None:
             self._tapes.heard(peer, hello)

@@ -146,8 +146,9 @@ class Rendezvous:
             raise WireError(f"{stream.peer} sent '{message.WhichOneof('content')}' where 'ready' was expected")
 
     # ---- the dealer ------------------------------------------------------------------------------------------------
-    def dealt(self, opening: wire.TapeOpen, weights: HeldWeights) -> Dealt:
-        """Ask the running dealer for this session's tape; return what it deals. weights: the loads that are held here."""
+    def dealt(self, opening: wire.TapeOpen, weights: HeldWeights, rows: HeldWeights | None) -> Dealt:
+        """Ask the running dealer for this session's tape; return what it deals. weights: the loads that are held here; rows:
+        those of the prefix that the session begins behind, None without one."""
         dealer = dealer_of(self._config)
         assert dealer is not None
         channel = self._connect(dealer, self._network.patience)
@@ -160,11 +161,20 @@ class Rendezvous:
         if message.WhichOneof("content") != "start":
             raise WireError(f"{dealer.name} did not start the tape with a seed")
         start = message.start
-        check_id(start.load, "load", dealer.name)
-        held = None if start.fresh else weights.get(start.load)
-        if not start.fresh and held is None:
-            raise WireError(f"the dealer wants load {start.load}, which {self._session.role} does not hold (any more)")
-        return Dealt(Source(start.seed, tape_reader(stream)), start.load, held)
+        held = self._held(dealer.name, start.load, start.fresh, weights)
+        source = Source(start.seed, tape_reader(stream))
+        if rows is None:
+            return Dealt(source, start.load, held)
+        held_rows = self._held(dealer.name, start.rows_load, start.rows_fresh, rows)
+        return Dealt(source, start.load, held, rows_load=start.rows_load, rows=held_rows)
+
+    def _held(self, dealer: str, load: str, fresh: bool, held: HeldWeights) -> dict[str, Any] | None:
+        """Return a load that the dealer has named, None for a fresh one. Raises `WireError` for one that is not here."""
+        check_id(load, "load", dealer)
+        found = None if fresh else held.get(load)
+        if not fresh and found is None:
+            raise WireError(f"the dealer wants load {load}, which {self._session.role} does not hold (any more)")
+        return found
 
     def tell_dealer(self, request: wire.TapeRequest) -> None:
         """Send the dealer what it must know to go on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -16,22 +17,26 @@ from mpc.tape import PartyTape
 from parties.errors import SessionFinished
 from parties.party.client_endpoint import ClientEndpoint
 from parties.party.greeting import Greetings
+from parties.party.prefix_store import PrefixStore, StoredPrefix
 from parties.party.preprocessing import Preprocessing, wanted
+from parties.party.registering import Registering
 from parties.party.rendezvous import Network, Rendezvous
 from parties.party.step_groups import StepGroups
 from parties.party.store import ModelStore, StoredModel
-from parties.party.weight_loader import WeightLoader
+from parties.party.weight_loader import RowsLoader, WeightLoader
 from parties.program import SessionProgram
 from parties.server.admission import Ticket
 from parties.server.server import RoleServer
 from parties.server.sessions import ServedSession
-from parties.tapes.agreement import Dealt, Source, TapeAgreement, TapeNeed
+from parties.server.weight_cache import WeightLease
+from parties.tapes.agreement import Dealt, Source, TapeAgreement, TapeNeed, WithoutTape
 from parties.tapes.store import TapeStore
 from parties.transport.channel import GrpcChannel
 from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from parties.wire.error_codec import public
-from parties.wire.manifest import Manifest
+from parties.wire.manifest import Manifest, new_id
+from protocols.suite import Suite
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Holdings:
     folder, which sessions run in step, and the party's ranks, where it is more than one process."""
 
     models: ModelStore
+    prefixes: PrefixStore
     tapes: TapeStore | None
     groups: StepGroups
     ranks: Ranks | None = None
@@ -47,13 +53,16 @@ class Holdings:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A session that may be. session: its id; facts: of the model's shares; ticket: its place; client: its stream."""
+    """A session that may be. session: its id; facts: of the model's shares; ticket: its place; client: its stream. prefix:
+    what it begins behind; text: of a prefix that it registers, where that is public."""
 
     session: str
     manifest: Manifest
     facts: StoredModel
     ticket: Ticket
     client: PeerStream
+    prefix: StoredPrefix | None = None
+    text: list[int] | None = None
 
 
 class PartySession(ServedSession):
@@ -70,7 +79,12 @@ class PartySession(ServedSession):
         )
         self.ledger = Ledger()
         self.endpoint = ClientEndpoint(self, self.client, config, server.metrics, self.ledger)
-        self._store = holdings.models
+        self._store, self._prefixes = holdings.models, holdings.prefixes
+        self._prefix, self._text = admitted.prefix, admitted.text
+        self._rows: WeightLease | None = None
+        if self._prefix is not None:
+            self._rows = server.rows_cache.lease(manifest.rows_key(self._prefix.nonce), self.ticket.client, self)
+        self._registering: Registering | None = None
         self._lease = server.weight_cache.lease(manifest.load_key(self.facts.nonce), self.ticket.client, self)
         architecture = parse_description(self.facts.architecture)
         self._program = SessionProgram.of(server.program, manifest, architecture, config.device)
@@ -78,13 +92,15 @@ class PartySession(ServedSession):
         self._tapes: TapeAgreement | None = None
         if holdings.tapes is not None:
             need = TapeNeed(manifest, self.facts.nonce, self._lease)
-            self._tapes = TapeAgreement(holdings.tapes, self, need, self.endpoint.progress, patience)
+            without = WithoutTape(patience, config.when_tape_is_out == "dealer")
+            self._tapes = TapeAgreement(holdings.tapes, self, need, self.endpoint.progress, without)
         hello = wire.Hello(
             session=self.id,
             name=server.name,
             manifest=manifest.canonical(),
             client=self.ticket.client,
             storing=self.facts.nonce,
+            rows="" if self._prefix is None else self._prefix.session,
         )
         self._greetings = Greetings(hello, manifest, self._tapes)
         network = Network(config, lambda: server.identity, server.heartbeats, patience)
@@ -114,6 +130,8 @@ class PartySession(ServedSession):
             pass
         except Exception as error:
             self.fail(public(error, self.role))
+        if self._registering is not None:
+            self._registering.discard()
         if self._member is not None:
             self._member.leave()
         if self._preprocessing is not None:
@@ -166,11 +184,14 @@ class PartySession(ServedSession):
         config, manifest = self.server.config, self.manifest
         if self._tapes is not None:
             self._tapes.wait()
+        if manifest.registers:
+            facts = StoredPrefix.of(manifest, self.facts, self.id, self._text, new_id())
+            self._registering = Registering(self._prefixes, facts)
         self.trace.stage("connect")
         peers = self._rendezvous.meet(self._take_place)
         self._store.agree(self.facts, self._greetings.storings)
         self.trace.stage("tape")
-        dealt = self._dealt() if self._tapes is None else self._tapes.agree(peers)
+        dealt = (None if self._tapes is None else self._tapes.agree(peers)) or self._dealt()
         channel = self._channel = GrpcChannel(config.index, manifest.parties, peers, self.ledger)
         channel.on_round = self.endpoint.on_round
         tape = self._tape(dealt.session)
@@ -186,17 +207,37 @@ class PartySession(ServedSession):
                 loading.split_weights(self._ranks)
             loader = WeightLoader(self, self._store, self.facts, self._program, self.endpoint.progress)
             weights = loader.load(loading, dealt.load, self._lease)
+        if self._prefix is not None:
+            weights = {**weights, **self._loaded_rows(suite, dealt)}
         if suite.preprocesses and wanted(config):
             self._preprocessing = Preprocessing(self, self._program, tape, weights, self.endpoint.kept_rows)
             suite = self._preprocessing.start(channel)
         self.trace.stage("prompt")
-        prompt = self.endpoint.prompt()
+        prompt = self._prompt()
         self.step = "prefill"
         self.trace.stage("prefill")
         if (member := self._member) is not None:
             member.enter()
             channel.member, self.endpoint.away = member, member.away
-        self._program.run(suite, weights, prompt, self.endpoint)
+        if self._registering is None:
+            self._program.run(suite, weights, prompt, self.endpoint)
+            return
+        self._program.run(suite, weights, prompt, self.endpoint, self._registering.keep)
+        self._registering.finish(self.endpoint, self.role)
+
+    def _prompt(self) -> torch.Tensor:
+        """Return this party's share of the prompt: what the client sends, or of a public text what all know."""
+        known = None if self._registering is None else self._registering.public_prompt(self.server.config.device)
+        return self.endpoint.prompt() if known is None else known
+
+    def _loaded_rows(self, suite: Suite, dealt: Dealt) -> dict[str, Any]:
+        """Return the masked rows of the prefix: those of the load that the dealer has named, or loaded now."""
+        assert self._prefix is not None
+        assert self._rows is not None
+        if dealt.rows is not None:
+            return dealt.rows
+        loader = RowsLoader(self, self._prefixes, self._prefix, self._program, self.endpoint.progress)
+        return loader.load(suite, dealt.rows_load, self._rows)
 
     def _take_place(self) -> None:
         """Wait for this session's turn here, and until no other one loads the same weights."""
@@ -232,8 +273,9 @@ class PartySession(ServedSession):
             architecture=self.facts.architecture,
             loads=self._lease.ids(),
             client=self.ticket.client,
+            rows_loads=[] if self._rows is None else self._rows.ids(),
         )
-        return self._rendezvous.dealt(opening, self._lease)
+        return self._rendezvous.dealt(opening, self._lease, self._rows)
 
     def _tape(self, source: Source) -> PartyTape:
         config = self.server.config

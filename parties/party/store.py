@@ -13,32 +13,34 @@ the model's first session: shares of different storings do not mix.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from models.architectures import parse_description
 from mpc.errors import CheckpointError, ConfigurationError, EnvironmentProblem, ManifestMismatch, MpcacheError
 from mpc.random import SEED_BYTES, Prg, derive_seed
 from parties.events import log
-from parties.files import digest_of, sync_folder, write_file, write_new
-from parties.wire.manifest import ID_PATTERN, Identifier, new_id
+from parties.files import sync_folder, write_file
+from parties.party.stored_folder import (
+    Digest,
+    IncomingFolder,
+    check_of,
+    checked_share,
+    load_checked,
+    made_root,
+    remove_folder,
+)
+from parties.wire.manifest import ID_PATTERN, Identifier
 from parties.wire.shares import BITS
 from protocols.ranges import checked_ranges
-
-TEMPORARY = ".incoming-"
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class StoredModel(BaseModel):
@@ -76,66 +78,55 @@ class StoredFiles(BaseModel):
     @classmethod
     def of(cls, facts: StoredModel, files: Mapping[str, str]) -> StoredFiles:
         """Return facts and files with their check."""
-        return cls(facts=facts, files=dict(files), check=_check_of(facts, files))
+        return cls(facts=facts, files=dict(files), check=check_of(facts, files))
 
     def intact(self) -> bool:
         """Whether facts and files are what was stored."""
-        return self.check == _check_of(self.facts, self.files)
+        return self.check == check_of(self.facts, self.files)
 
 
-def _check_of(facts: StoredModel, files: Mapping[str, str]) -> str:
-    text = json.dumps([facts.model_dump(mode="json"), dict(files)], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+WHAT, REMEDY = "model store", "share the model again"
 
 
-@contextmanager
-def _on_disk() -> Iterator[None]:
-    """Raise `EnvironmentProblem` where the disk refuses, for owner and operator: it does not say where the store lies."""
-    try:
-        yield
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"the model store cannot be written ({error.strerror}): free disk space at this party, or make it writable, and "
-            "share the model again"
-        ) from None
-
-
-class Incoming:
-    """A model that is being stored; nobody sees it until `commit`. Raises `EnvironmentProblem` when the disk refuses."""
+class Incoming(IncomingFolder):
+    """A model that is being stored; nobody sees it until `publish`. Raises `EnvironmentProblem` when the disk refuses."""
 
     def __init__(self, root: Path, facts: StoredModel) -> None:
+        super().__init__(root, WHAT, REMEDY)
         self.facts = facts
-        self._root = root
-        self._folder = root / f"{TEMPORARY}{new_id()}"
-        with _on_disk():
-            self._folder.mkdir(mode=0o700)
-        self.files: dict[str, str] = {}
 
     def seed(self, seed: bytes) -> None:
         """Store the seed of all shares."""
-        words = torch.frombuffer(bytearray(seed), dtype=torch.uint8)
-        self._write("seed", save({"seed": words}))
+        self.write("seed", {"seed": torch.frombuffer(bytearray(seed), dtype=torch.uint8)})
 
     def weight(self, share: Tensor) -> None:
         """Store the share of the next weight, in the order of the architecture's weights."""
-        self._write(f"{len(self.files):04d}", save({"share": share.contiguous()}))
+        self.write(f"{len(self.files):04d}", {"share": share.contiguous()})
 
-    def _write(self, name: str, data: bytes) -> None:
-        with _on_disk():
-            self.files[name] = write_new(self._folder / f"{name}.safetensors", data)
-
-    def commit(self) -> None:
+    def publish(self) -> None:
         """Make the model visible. All of it is on disk when this returns."""
         facts = StoredFiles.of(self.facts, self.files).model_dump_json(indent=1).encode()
-        with _on_disk():
-            write_new(self._folder / "model.json", facts)
-            sync_folder(self._folder)
-            self._folder = self._folder.rename(self._root / self.facts.model)
-            sync_folder(self._root)
+        self.commit(self.facts.model, "model.json", facts)
 
-    def discard(self) -> None:
-        """Remove what was written."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+
+def read_model(folder: Path) -> StoredFiles:
+    """Return facts and checksums of a stored model. Raises `CheckpointError` where they are not what was stored, or a file
+    is missing."""
+    try:
+        stored = StoredFiles.model_validate_json((folder / "model.json").read_bytes())
+        shapes = stored.facts.shapes()
+        checked_ranges(stored.facts.ranges or {}, f"{folder}/model.json")
+    except (OSError, ValidationError, ConfigurationError) as error:
+        raise CheckpointError(
+            f"{folder} is not a stored model ({type(error).__name__}): remove it and share the model again"
+        ) from None
+    if not stored.intact() or stored.facts.model != folder.name:
+        raise CheckpointError(f"{folder}/model.json is not what was stored: remove {folder} and share the model again")
+    files = ["seed"] if stored.facts.seeded else [f"{i:04d}" for i in range(len(shapes))]
+    for name in files:
+        if name not in stored.files or not (folder / f"{name}.safetensors").is_file():
+            raise CheckpointError(f"{folder}/{name}.safetensors is missing: remove {folder} and share the model again")
+    return stored
 
 
 class ModelStore:
@@ -146,42 +137,17 @@ class ModelStore:
         self._lock = threading.Lock()
         self._models: dict[str, StoredModel] = {}
         self._files: dict[str, Mapping[str, str]] = {}
-        try:
-            root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            root.chmod(0o700)
-            for left in root.glob(f"{TEMPORARY}*"):
-                shutil.rmtree(left, ignore_errors=True)
-        except OSError as error:
-            raise EnvironmentProblem(
-                f"model store {root} cannot be written ({error.strerror}): choose another folder in 'store'"
-            ) from None
+        made_root(root, "model store")
         for folder in sorted(root.iterdir()):
             if ID_PATTERN.fullmatch(folder.name):
                 try:
-                    self._add(self._read(folder))
+                    self._add(read_model(folder))
                 except MpcacheError as error:
                     log.warning("%s", error)
 
     def _add(self, stored: StoredFiles) -> None:
         self._models[stored.facts.model] = stored.facts
         self._files[stored.facts.model] = stored.files
-
-    def _read(self, folder: Path) -> StoredFiles:
-        try:
-            stored = StoredFiles.model_validate_json((folder / "model.json").read_bytes())
-            shapes = stored.facts.shapes()
-            checked_ranges(stored.facts.ranges or {}, f"{folder}/model.json")
-        except (OSError, ValidationError, ConfigurationError) as error:
-            raise CheckpointError(
-                f"{folder} is not a stored model ({type(error).__name__}): remove it and share the model again"
-            ) from None
-        if not stored.intact() or stored.facts.model != folder.name:
-            raise CheckpointError(f"{folder}/model.json is not what was stored: remove {folder} and share the model again")
-        files = ["seed"] if stored.facts.seeded else [f"{i:04d}" for i in range(len(shapes))]
-        for name in files:
-            if name not in stored.files or not (folder / f"{name}.safetensors").is_file():
-                raise CheckpointError(f"{folder}/{name}.safetensors is missing: remove {folder} and share the model again")
-        return stored
 
     def models(self) -> list[StoredModel]:
         """Return all stored models."""
@@ -211,7 +177,7 @@ class ModelStore:
         with self._lock:
             self._check_id(incoming.facts.model)
             check(list(self._models.values()))
-            incoming.commit()
+            incoming.publish()
             self._models[incoming.facts.model] = incoming.facts
             self._files[incoming.facts.model] = incoming.files
 
@@ -221,10 +187,8 @@ class ModelStore:
         Raises `EnvironmentProblem` when its folder cannot be removed; then the model is still there.
         """
         with self._lock:
-            gone = self.root / f"{TEMPORARY}{new_id()}"
             try:
-                (self.root / facts.model).rename(gone)
-                sync_folder(self.root)
+                gone = remove_folder(self.root, facts.model)
             except OSError as error:
                 raise EnvironmentProblem(
                     f"model {facts.model} cannot be removed from {self.root} ({error.strerror}): check its permissions"
@@ -290,15 +254,6 @@ class ModelStore:
     def _load(self, facts: StoredModel, path: Path, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         named, remedy = self._named(path), "remove its folder and share the model again"
         digest = self._current(facts).get(path.stem)
-        try:
-            if digest_of(path) != digest:
-                raise CheckpointError(f"{named} is not what was stored (its SHA-256 differs): check the disk, {remedy}")
-            tensor = load_file(path)[key]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise CheckpointError(f"{named} cannot be read ({type(error).__name__}): {remedy}") from None
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            raise CheckpointError(
-                f"{named} holds {list(tensor.shape)} {tensor.dtype}, expected {list(shape)} {dtype}: {remedy}"
-            )
+        tensor = checked_share(load_checked(path, digest, named, remedy).get(key), shape, dtype, named, remedy)
         self._current(facts)  # still, so what was read is this storing's
         return tensor

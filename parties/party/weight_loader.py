@@ -1,4 +1,5 @@
-"""How a session loads a model's weights: shares from the party's store, masked once with the load's part of the tape."""
+"""How a session loads a model's weights, and a prefix's rows: shares from the party's store, masked once with the load's
+part of the tape."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mpc.errors import ConfigurationError
 from mpc.packing import packed_size
+from parties.party.prefix_store import PrefixStore, StoredPrefix
 from parties.party.store import ModelStore, StoredModel
 from parties.program import SessionProgram
 from parties.server.weight_cache import WeightLease
@@ -65,3 +67,38 @@ class WeightLoader:
         self._progress("model load", total, total)
         lease.put(load, weights)
         return weights
+
+
+class RowsLoader:
+    """Loads the rows of a registered prefix of one session, for itself and for later ones. Otherwise as `WeightLoader`."""
+
+    def __init__(
+        self,
+        session: Session,
+        store: PrefixStore,
+        facts: StoredPrefix,
+        program: SessionProgram,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        self._session = session
+        self._store = store
+        self._facts = facts
+        self._program = program
+        self._progress = progress
+
+    def load(self, suite: Suite, load: str, lease: WeightLease) -> dict[str, Any]:
+        """Load the rows and keep them under the load's id. Raises what the store raises, and the session's error."""
+        total, done = len(self._facts.shapes()), 0
+
+        def share(name: str) -> Tensor:
+            nonlocal done
+            self._session.check()
+            self._session.step = f"loading rows {name}"
+            self._progress("prefix load", done, total)
+            done += 1
+            return self._store.share(self._facts, name).to(self._program.device)
+
+        rows = self._program.load_rows(suite, share)
+        self._progress("prefix load", total, total)
+        lease.put(load, rows)
+        return rows

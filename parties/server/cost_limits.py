@@ -117,6 +117,7 @@ class Costs:
             manifest.policy,
             manifest.decoding,
             str(manifest.draft),
+            str(manifest.prefix_tokens),
         )
         sizes = (str(manifest.prompt_tokens), str(manifest.new_tokens)) if lengths else ()
         return (*parts, str(len(manifest.parties)), *sizes)
@@ -129,7 +130,16 @@ class Costs:
                 hottest = HIGHEST_TEMPERATURE if manifest.decoding == "sample" else None  # no other one costs more
                 parties = len(manifest.parties)
                 draft = manifest.plan.draft
-                setting = Setting(manifest.suite, parties, manifest.policy, options, manifest.decoding, hottest, draft)
+                setting = Setting(
+                    manifest.suite,
+                    parties,
+                    manifest.policy,
+                    options,
+                    manifest.decoding,
+                    hottest,
+                    draft,
+                    manifest.prefix_tokens,
+                )
                 self._predictors[key] = Predictor(architecture, setting)
                 while len(self._predictors) > KEPT:
                     self._predictors.popitem(last=False)

@@ -95,6 +95,7 @@ METRICS = (
     ),
     Metric(Counter, "mpcache_model_loads_total", (), "Times that a model's weights were loaded."),
     Metric(Gauge, "mpcache_loaded_models", (), "Loads kept in memory."),
+    Metric(Gauge, "mpcache_stored_prefixes", (), "Registered prefixes whose rows are stored.", _PARTY),
     Metric(Gauge, "mpcache_stored_models", (), "Models whose shares are stored.", _PARTY),
     Metric(Gauge, "mpcache_tapes", (), "Unused tapes on disk; 0 without 'tapes'.", _PARTY),
     Metric(Gauge, "mpcache_certificate_expiry_timestamp_seconds", (), "When this server's certificate expires, Unix time."),

@@ -53,8 +53,8 @@ class Permissions:
 
     # ---- by identity -----------------------------------------------------------------------------------------------
     def may_generate(self, name: str) -> None:
-        """Raise `PermissionRefused` unless `name` is a configured client."""
-        self._listed(name, name in self._clients, "generate", "clients")
+        """Raise `PermissionRefused` unless `name` is a configured client, or a model owner, who may register prefixes."""
+        self._listed(name, name in self._clients or name in self._owners, "generate", "clients")
 
     def may_store(self, name: str) -> None:
         """Raise `PermissionRefused` unless `name` is a configured model owner."""
@@ -133,7 +133,7 @@ class Permissions:
         Options that the model's owner has given with it are always allowed, and so is the suite's usual precision; another
         counts as the option `fraction_bits=N`: it takes a load of the weights of its own, as other options do.
         """
-        grant = self._clients[client]
+        grant = self._clients.get(client, _ANYBODY)
         model = next((entry for entry in self._models if fits([entry.name], found.name, found.model)), _ANY_MODEL)
         own = (found.ranges or {}).get(manifest.suite, {})
         options = [f"{name}={value}" for name, value in manifest.options.items() if own.get(name, _UNSET) != value]
@@ -155,6 +155,9 @@ class Permissions:
     def check_decoding(self, manifest: Manifest, client: str) -> None:
         """Raise `PermissionRefused`, with the line that would grant it, for a decoding or an encoder's output that this
         client may not use."""
+        self._check_role(manifest, client)
+        if manifest.registers:
+            return
         grant, asked = self._clients[client], manifest.decoding
         encoder = asked in get_args(Output)
         key, what = ("outputs", "output") if encoder else ("decoding", "decoding")
@@ -167,14 +170,29 @@ class Permissions:
                 f"clients: [{{name: {client}, {key}: [{wanted}]}}]"
             )
 
+    def _check_role(self, manifest: Manifest, name: str) -> None:
+        """Raise `PermissionRefused` where a model owner asks for more than to register a prefix, or a client for that."""
+        if manifest.registers and name not in self._owners:
+            raise PermissionRefused(
+                f"'{name}' may not register a prefix at {self._server}: the model's owner does (`mpcache prefix add`)"
+            )
+        if not manifest.registers:
+            self._listed(name, name in self._clients, "generate", "clients")
+
     def model(self, manifest: Manifest, client: str, found: M | None) -> M:
-        """Return `found` itself. Raises the same `ConfigurationError` when there is none and when the client may not."""
-        if found is None or not fits(self._clients[client].models, found.name, found.model):
+        """Return `found` itself. Raises the same `ConfigurationError` when there is none and when the client, or the model
+        owner who registers a prefix, may not."""
+        if found is None or not self._may_use(manifest, client, found):
             raise ConfigurationError(
                 f"{self._server} holds no model {manifest.model}: its owner must share it first, and the configuration of "
                 f"{self._server} must let '{client}' use it"
             )
         return found
+
+    def _may_use(self, manifest: Manifest, name: str, found: OwnedModel) -> bool:
+        if manifest.registers:
+            return found.owner == name and fits(self._owners[name].models, found.name)
+        return fits(self._clients[name].models, found.name, found.model)
 
     def check_model_name(self, owner: str, name: str, models: Sequence[OwnedModel]) -> None:
         """Raise `PermissionRefused` when the owner may not store under `name`, or somebody else's model has that name."""

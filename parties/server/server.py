@@ -65,6 +65,7 @@ class RoleServer(ABC, Generic[S]):
         self.costs = Costs(config.name, self.permissions, config.limits.max_prediction_seconds)
         self.admission = self.make_admission()
         self.weight_cache = WeightCache(config.limits.max_loads, self.permissions.loads())
+        self.rows_cache = WeightCache(config.limits.max_prefixes)
         self.draining = False
         self.traces = Traces(config.telemetry, config.name, config.role, self.version)
         self.metrics = Metrics(config.role, config.name, self.version, (grant.name for grant in config.clients))

@@ -2,7 +2,8 @@
 
 Every greeting lists the unused tapes that would serve the session. Party 0 takes one that all have, names it to the others,
 who take it too, and gives the word when all have: 3 messages per pair with party 0. A party that cannot take it ends the
-session. Nobody can open anything before the word, since party 0 sends no share before it.
+session. Where no tape is at all of them, and all are configured so, the running dealer deals for the session instead.
+Nobody can open anything before the word, since party 0 sends no share before it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from parties.wire.error_codec import public
 from parties.wire.manifest import Manifest, check_id
 
 LOOK_SECONDS = 0.5
+FROM_DEALER = ""  # what party 0 names in place of a tape where all ask the running dealer
 Weights = dict[str, Any]
 
 
@@ -40,13 +42,16 @@ class Source:
 class Dealt:
     """What a session computes with. load: its id. weights: those of the load, None to load them in this session.
 
-    loading: the tape for that, None when it is the first part of `session`.
+    loading: the tape for that, None when it is the first part of `session`. rows_load, rows: the same of the rows of the
+    prefix that the session begins behind, whose tape is the next part of `session`.
     """
 
     session: Source
     load: str
     weights: Weights | None = field(repr=False)
     loading: Source | None = None
+    rows_load: str = ""
+    rows: Weights | None = field(default=None, repr=False)
 
 
 class HeldWeights(Protocol):
@@ -67,12 +72,17 @@ class TapeNeed:
     weights: HeldWeights
 
 
-class TapeAgreement:
-    """One party's part in the agreement.
+@dataclass(frozen=True)
+class WithoutTape:
+    """What a party does where no tape serves. patience: seconds to wait for one to be put into the folder, 0: none. live:
+    ask the running dealer; else, in the end, a `TapeError`."""
 
-    progress(stage, done, total) tells the client. patience: seconds to wait for a tape to be put into the folder, 0:
-    `TapeError` at once when there is none that serves.
-    """
+    patience: float = 0.0
+    live: bool = False
+
+
+class TapeAgreement:
+    """One party's part in the agreement. progress(stage, done, total) tells the client."""
 
     def __init__(
         self,
@@ -80,23 +90,28 @@ class TapeAgreement:
         session: Session,
         need: TapeNeed,
         progress: Callable[[str, int, int], None],
-        patience: float = 0.0,
+        without: WithoutTape = WithoutTape(),
     ) -> None:
         self._store = store
         self._session = session
         self._need = need
         self._held = need.weights.ids()
         self._progress = progress
-        self._patience = patience
+        self._patience, self._live = without.patience, without.live
         self._offers: dict[str, TapeHeader] = {}
         self._ready = threading.Event()
-        if not patience:
+        if not self._patience:
             self._look()
         self._theirs: dict[str, set[str]] = {}
         self._taken: Taken | None = None
 
     def _look(self) -> None:
-        self._offers = self._store.offers(self._need.manifest, self._need.storing, self._held)
+        try:
+            self._offers = self._store.offers(self._need.manifest, self._need.storing, self._held)
+        except TapeError:
+            if not self._live:
+                raise
+            self._offers = {}
         self._ready.set()
 
     def wait(self) -> None:
@@ -134,16 +149,21 @@ class TapeAgreement:
             raise WireError(f"{peer} lists {len(hello.tapes)} tapes, expected {OFFERED} or fewer")
         self._theirs[peer] = {check_id(tape, "tape", peer) for tape in hello.tapes}
 
-    def agree(self, peers: dict[int, PeerStream]) -> Dealt:
-        """Return the tape that all parties have taken for this session. Raises `TapeError` naming party, tape and remedy."""
+    def agree(self, peers: dict[int, PeerStream]) -> Dealt | None:
+        """Return the tape that all parties have taken for this session; None where all ask the running dealer instead.
+        Raises `TapeError` naming party, tape and remedy."""
         return self._lead(peers) if 0 not in peers else self._follow(peers[0])
 
-    def _lead(self, peers: dict[int, PeerStream]) -> Dealt:
+    def _lead(self, peers: dict[int, PeerStream]) -> Dealt | None:
         session = self._session
         session.step = "choosing a tape"
         common = [tape for tape in self._offers if all(tape in theirs for theirs in self._theirs.values())]
-        if not common:
+        if not common and not self._live:
             raise self._nothing_in_common()
+        if not common:
+            for stream in peers.values():
+                stream.send(wire.PeerMessage(choice=wire.TapeChoice(tape=FROM_DEALER)))
+            return None
         taken = self._take(common)
         choice = wire.TapeChoice(tape=taken.header.tape, digest=taken.header.common())
         for stream in peers.values():
@@ -157,10 +177,17 @@ class TapeAgreement:
             stream.send(wire.PeerMessage(go=wire.TapeGo(fresh=fresh)))
         return self._dealt(taken, None if fresh else weights)
 
-    def _follow(self, leader: PeerStream) -> Dealt:
+    def _follow(self, leader: PeerStream) -> Dealt | None:
         session = self._session
         session.step = f"waiting for {leader.peer} to choose a tape"
         choice = _receive(leader, "choice")
+        if choice.tape == FROM_DEALER:
+            if self._live:
+                return None
+            raise TapeError(
+                f"{leader.peer} found no tape that all parties have and asks the running dealer, which {session.role} does "
+                "not: give all parties tapes for this session, or 'when_tape_is_out: dealer'"
+            )
         tape = check_id(choice.tape, "tape", leader.peer)
         if tape not in self._offers:
             raise WireError(f"{leader.peer} chose tape {tape}, which {session.role} did not offer")

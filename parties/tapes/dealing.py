@@ -100,7 +100,7 @@ class TapeDealing:
             "load": self._facts.load,
             "number": number,
             "created": self._facts.created,
-            "program": ProgramFacts.model_validate(program.manifest.model_dump(exclude={"model"})),
+            "program": ProgramFacts.model_validate(program.manifest.model_dump(exclude={"model", "prefix"})),
         }
         for index, (writer, party) in enumerate(zip(tapes, self._facts.parties, strict=True)):
             writer.finish(self._identity, party=party, index=index, **facts)

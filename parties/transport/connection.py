@@ -46,6 +46,7 @@ OPTIONS: list[tuple[str, int | str]] = [
 PING = "/mpcache.ComputeParty/Describe"
 CLIENT_OPTIONS: list[tuple[str, int | str]] = [
     *OPTIONS,
+    ("grpc.enable_http_proxy", 0),  # http_proxy is for the web; peers are at addresses of their own
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),

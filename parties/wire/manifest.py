@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import secrets
+import struct
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -19,15 +21,17 @@ from models.costs.expert_ways import with_way
 from models.drafting import MOST_GUESSES, DraftPlan
 from models.generation import check_agreed_temperature
 from models.plans import AnyPlan, Leaving, Lengths, make_plan
+from models.prefixes import ROWS
 from mpc.errors import ConfigurationError, ManifestMismatch, WireError
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 ID_PATTERN = re.compile(r"[0-9a-f]{32}")
 MANIFEST_BYTES = 1 << 16
 
 Identifier = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+PrefixName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
 def package_version() -> str:
@@ -61,8 +65,8 @@ class ProgramFacts(BaseModel):
 
     architecture: hash of its canonical JSON. decoding: what leaves the program, of a decoder or an encoder. options: the
     suite's own settings. temperature: of the dealt noise, with decoding "sample" and only there. draft: guesses of a drafted
-    step, 0 without a draft. parties: names in order of their index. tables: hash of the public tables that shares are
-    multiplied by (`models.public_tables`).
+    step, 0 without a draft. prefix_tokens: of the registered prefix that the prompt continues, 0 without one. parties: names
+    in order of their index. tables: hash of the public tables that shares are multiplied by (`models.public_tables`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -73,6 +77,7 @@ class ProgramFacts(BaseModel):
     suite: Annotated[str, Field(max_length=64)]
     fraction_bits: Annotated[int, Field(ge=1, le=40)]
     options: Annotated[dict[Annotated[str, Field(max_length=64)], OptionValue], Field(max_length=32)]
+    prefix_tokens: Annotated[int, Field(ge=0, le=1 << 24)]
     prompt_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     new_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     decoding: Leaving
@@ -100,14 +105,27 @@ class ProgramFacts(BaseModel):
     def plan(self) -> AnyPlan:
         """Return the plan. Raises `ConfigurationError` for one that cannot be."""
         draft = DraftPlan(self.draft) if self.draft else None
-        lengths = Lengths(self.prompt_tokens, self.new_tokens)
+        lengths = Lengths(self.prompt_tokens, self.new_tokens, self.prefix_tokens)
         return make_plan(lengths, self.decoding, self.policy, self.temperature, draft)
 
 
+class PrefixFacts(BaseModel):
+    """Which registered prefix a session begins behind, or registers. id: of its stored rows. Where it is registered, name:
+    the owner's for it; text: SHA-256 of its token ids where they are public (`packed_ids`), empty where they are secret."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    id: Identifier
+    name: PrefixName | None = None
+    text: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+
+
 class Manifest(ProgramFacts):
-    """Everything public that two parties must agree on before they exchange a share. model: id of the shared weights."""
+    """Everything public that two parties must agree on before they exchange a share. model: id of the shared weights.
+    prefix: None without one."""
 
     model: Identifier
+    prefix: PrefixFacts | None = None
 
     @classmethod
     def of(cls, model: str, architecture: AnyArchitecture, suite: SuiteSpec, plan: AnyPlan, parties: list[str]) -> Manifest:
@@ -123,6 +141,7 @@ class Manifest(ProgramFacts):
             suite=suite.name,
             fraction_bits=suite.fraction_bits,
             options=dict(suite.options),
+            prefix_tokens=plan.behind,
             prompt_tokens=plan.prompt_tokens,
             new_tokens=plan.new_tokens,
             decoding=plan.decoding,
@@ -132,6 +151,22 @@ class Manifest(ProgramFacts):
             parties=parties,
             tables=public_tables.digest(architecture),
         )
+
+    def with_prefix(self, prefix: PrefixFacts) -> Manifest:
+        """Return the manifest of a session behind a registered prefix, or of one that registers it."""
+        return self.model_copy(update={"prefix": prefix})
+
+    @property
+    def registers(self) -> bool:
+        """Whether the session registers a prefix."""
+        return self.decoding == ROWS
+
+    def _prefix_fits(self) -> bool:
+        """Whether there is a prefix where there must be one, and a name where it is registered."""
+        if self.prefix is None:
+            return not self.prefix_tokens and not self.registers
+        named = self.prefix.name is not None
+        return named == self.registers and (self.registers or (self.prefix_tokens > 0 and not self.prefix.text))
 
     def canonical(self) -> bytes:
         """Return canonical JSON: keys sorted, no spaces."""
@@ -166,6 +201,8 @@ class Manifest(ProgramFacts):
             canonical = b""
         if canonical != data:
             raise WireError(f"{sender} sent a manifest that is not in canonical form")
+        if not manifest._prefix_fits():
+            raise WireError(f"{sender} sent a manifest whose fields 'prefix', 'prefix_tokens' and 'decoding' do not fit")
         return manifest
 
     def load_key(self, storing: str = "") -> tuple[str, ...]:
@@ -174,8 +211,39 @@ class Manifest(ProgramFacts):
         storing: at a party, the nonce of the shares (`parties.party.store`); the dealer has none. How mixtures of experts
         are computed changes no weight.
         """
-        options = json.dumps({name: value for name, value in self.options.items() if name != WAY}, sort_keys=True)
+        options = json.dumps(self.row_options, sort_keys=True)
         return (self.model, storing, self.architecture, self.suite, str(self.fraction_bits), options, *self.parties)
+
+    @property
+    def row_options(self) -> dict[str, OptionValue]:
+        """Return `row_options` of the suite's options."""
+        return row_options(self.options)
+
+    def rows_key(self, storing: str = "") -> tuple[str, ...]:
+        """Return the same for the masked rows of its prefix. storing: at a party, the nonce of its rows."""
+        assert self.prefix is not None
+        return (self.prefix.id, storing, *self.load_key())
+
+
+def row_options(options: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
+    """Return the options of a suite that weights and rows depend on: all but how mixtures of experts are computed."""
+    return {name: value for name, value in options.items() if name != WAY}
+
+
+def packed_ids(ids: Sequence[int]) -> bytes:
+    """Return a public text's token ids as they travel: 4 bytes each, little-endian.
+
+    >>> packed_ids([1, 256]).hex()
+    '0100000000010000'
+    """
+    return struct.pack(f"<{len(ids)}I", *ids)
+
+
+def unpacked_ids(data: bytes, sender: str) -> list[int]:
+    """Return the token ids of a public text. Raises `WireError`."""
+    if len(data) % 4:
+        raise WireError(f"{sender} sent a text of {len(data)} bytes, expected 4 for each token")
+    return list(struct.unpack(f"<{len(data) // 4}I", data))
 
 
 def compare(first: str, mine: Manifest, second: str, other: Manifest) -> None:

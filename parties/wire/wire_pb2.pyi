@@ -70,21 +70,43 @@ class DescribeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class HeldPrefix(_message.Message):
+    __slots__ = ("prefix", "name", "tokens", "suite", "fraction_bits", "options", "session", "text")
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SUITE_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_BITS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    prefix: str
+    name: str
+    tokens: int
+    suite: str
+    fraction_bits: int
+    options: str
+    session: str
+    text: bytes
+    def __init__(self, prefix: _Optional[str] = ..., name: _Optional[str] = ..., tokens: _Optional[int] = ..., suite: _Optional[str] = ..., fraction_bits: _Optional[int] = ..., options: _Optional[str] = ..., session: _Optional[str] = ..., text: _Optional[bytes] = ...) -> None: ...
+
 class HeldModel(_message.Message):
-    __slots__ = ("model", "name", "architecture", "owner", "parties", "ranges")
+    __slots__ = ("model", "name", "architecture", "owner", "parties", "ranges", "prefixes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     PARTIES_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
+    PREFIXES_FIELD_NUMBER: _ClassVar[int]
     model: str
     name: str
     architecture: str
     owner: str
     parties: _containers.RepeatedScalarFieldContainer[str]
     ranges: str
-    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., owner: _Optional[str] = ..., parties: _Optional[_Iterable[str]] = ..., ranges: _Optional[str] = ...) -> None: ...
+    prefixes: _containers.RepeatedCompositeFieldContainer[HeldPrefix]
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., owner: _Optional[str] = ..., parties: _Optional[_Iterable[str]] = ..., ranges: _Optional[str] = ..., prefixes: _Optional[_Iterable[_Union[HeldPrefix, _Mapping]]] = ...) -> None: ...
 
 class Description(_message.Message):
     __slots__ = ("name", "role", "version", "protocol", "models", "settings")
@@ -123,12 +145,14 @@ class ProbeReply(_message.Message):
     def __init__(self, clock: _Optional[float] = ..., received: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("session", "manifest")
+    __slots__ = ("session", "manifest", "text")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     session: str
     manifest: bytes
-    def __init__(self, session: _Optional[str] = ..., manifest: _Optional[bytes] = ...) -> None: ...
+    text: bytes
+    def __init__(self, session: _Optional[str] = ..., manifest: _Optional[bytes] = ..., text: _Optional[bytes] = ...) -> None: ...
 
 class ShareHeader(_message.Message):
     __slots__ = ("name", "step", "shape", "bits", "seed", "size")
@@ -245,7 +269,7 @@ class PartyMessage(_message.Message):
     def __init__(self, output: _Optional[_Union[OutputHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("session", "name", "manifest", "tape_files", "tapes", "client", "storing", "group", "member")
+    __slots__ = ("session", "name", "manifest", "tape_files", "tapes", "client", "storing", "group", "member", "rows")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -255,6 +279,7 @@ class Hello(_message.Message):
     STORING_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     session: str
     name: str
     manifest: bytes
@@ -264,7 +289,8 @@ class Hello(_message.Message):
     storing: str
     group: str
     member: int
-    def __init__(self, session: _Optional[str] = ..., name: _Optional[str] = ..., manifest: _Optional[bytes] = ..., tape_files: _Optional[bool] = ..., tapes: _Optional[_Iterable[str]] = ..., client: _Optional[str] = ..., storing: _Optional[str] = ..., group: _Optional[str] = ..., member: _Optional[int] = ...) -> None: ...
+    rows: str
+    def __init__(self, session: _Optional[str] = ..., name: _Optional[str] = ..., manifest: _Optional[bytes] = ..., tape_files: _Optional[bool] = ..., tapes: _Optional[_Iterable[str]] = ..., client: _Optional[str] = ..., storing: _Optional[str] = ..., group: _Optional[str] = ..., member: _Optional[int] = ..., rows: _Optional[str] = ...) -> None: ...
 
 class Steps(_message.Message):
     __slots__ = ("group",)
@@ -341,18 +367,20 @@ class PeerMessage(_message.Message):
     def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., choice: _Optional[_Union[TapeChoice, _Mapping]] = ..., taken: _Optional[_Union[TapeTaken, _Mapping]] = ..., go: _Optional[_Union[TapeGo, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
 
 class TapeOpen(_message.Message):
-    __slots__ = ("session", "manifest", "architecture", "loads", "client")
+    __slots__ = ("session", "manifest", "architecture", "loads", "client", "rows_loads")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     LOADS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
+    ROWS_LOADS_FIELD_NUMBER: _ClassVar[int]
     session: str
     manifest: bytes
     architecture: str
     loads: _containers.RepeatedScalarFieldContainer[str]
     client: str
-    def __init__(self, session: _Optional[str] = ..., manifest: _Optional[bytes] = ..., architecture: _Optional[str] = ..., loads: _Optional[_Iterable[str]] = ..., client: _Optional[str] = ...) -> None: ...
+    rows_loads: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session: _Optional[str] = ..., manifest: _Optional[bytes] = ..., architecture: _Optional[str] = ..., loads: _Optional[_Iterable[str]] = ..., client: _Optional[str] = ..., rows_loads: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TapeRequest(_message.Message):
     __slots__ = ("open", "heartbeat", "finish", "failure", "kept", "resume", "end", "number", "resume_secret")
@@ -377,14 +405,18 @@ class TapeRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[TapeOpen, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
 
 class TapeStart(_message.Message):
-    __slots__ = ("seed", "load", "fresh")
+    __slots__ = ("seed", "load", "fresh", "rows_load", "rows_fresh")
     SEED_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     FRESH_FIELD_NUMBER: _ClassVar[int]
+    ROWS_LOAD_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FRESH_FIELD_NUMBER: _ClassVar[int]
     seed: bytes
     load: str
     fresh: bool
-    def __init__(self, seed: _Optional[bytes] = ..., load: _Optional[str] = ..., fresh: _Optional[bool] = ...) -> None: ...
+    rows_load: str
+    rows_fresh: bool
+    def __init__(self, seed: _Optional[bytes] = ..., load: _Optional[str] = ..., fresh: _Optional[bool] = ..., rows_load: _Optional[str] = ..., rows_fresh: _Optional[bool] = ...) -> None: ...
 
 class TapeMessage(_message.Message):
     __slots__ = ("start", "chunk", "heartbeat", "resumed", "end", "number")
@@ -463,13 +495,17 @@ class StoreMessage(_message.Message):
     def __init__(self, receipt: _Optional[_Union[ModelReceipt, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class RemoveRequest(_message.Message):
-    __slots__ = ("model",)
+    __slots__ = ("model", "prefix")
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
     model: str
-    def __init__(self, model: _Optional[str] = ...) -> None: ...
+    prefix: str
+    def __init__(self, model: _Optional[str] = ..., prefix: _Optional[str] = ...) -> None: ...
 
 class RemoveReceipt(_message.Message):
-    __slots__ = ("model",)
+    __slots__ = ("model", "prefix")
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
     model: str
-    def __init__(self, model: _Optional[str] = ...) -> None: ...
+    prefix: str
+    def __init__(self, model: _Optional[str] = ..., prefix: _Optional[str] = ...) -> None: ...

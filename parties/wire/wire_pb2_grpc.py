@@ -59,6 +59,11 @@ class ComputePartyStub:
                 request_serializer=parties_dot_wire_dot_wire__pb2.RemoveRequest.SerializeToString,
                 response_deserializer=parties_dot_wire_dot_wire__pb2.RemoveReceipt.FromString,
                 _registered_method=True)
+        self.RemovePrefix = channel.unary_unary(
+                '/mpcache.ComputeParty/RemovePrefix',
+                request_serializer=parties_dot_wire_dot_wire__pb2.RemoveRequest.SerializeToString,
+                response_deserializer=parties_dot_wire_dot_wire__pb2.RemoveReceipt.FromString,
+                _registered_method=True)
         self.Probe = channel.stream_stream(
                 '/mpcache.ComputeParty/Probe',
                 request_serializer=parties_dot_wire_dot_wire__pb2.ProbeRequest.SerializeToString,
@@ -103,6 +108,13 @@ class ComputePartyServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RemovePrefix(self, request, context):
+        """A model owner takes one of its registered prefixes away; no later session can begin behind it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Probe(self, request_iterator, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -134,6 +146,11 @@ def add_ComputePartyServicer_to_server(servicer, server):
             ),
             'RemoveModel': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveModel,
+                    request_deserializer=parties_dot_wire_dot_wire__pb2.RemoveRequest.FromString,
+                    response_serializer=parties_dot_wire_dot_wire__pb2.RemoveReceipt.SerializeToString,
+            ),
+            'RemovePrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemovePrefix,
                     request_deserializer=parties_dot_wire_dot_wire__pb2.RemoveRequest.FromString,
                     response_serializer=parties_dot_wire_dot_wire__pb2.RemoveReceipt.SerializeToString,
             ),
@@ -276,6 +293,33 @@ class ComputeParty:
             request,
             target,
             '/mpcache.ComputeParty/RemoveModel',
+            parties_dot_wire_dot_wire__pb2.RemoveRequest.SerializeToString,
+            parties_dot_wire_dot_wire__pb2.RemoveReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemovePrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mpcache.ComputeParty/RemovePrefix',
             parties_dot_wire_dot_wire__pb2.RemoveRequest.SerializeToString,
             parties_dot_wire_dot_wire__pb2.RemoveReceipt.FromString,
             options,

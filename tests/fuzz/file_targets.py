@@ -45,7 +45,7 @@ def _header() -> bytes:
         "load": new_id(),
         "number": 1,
         "created": 1,
-        "program": {key: value for key, value in make_manifest().model_dump().items() if key != "model"},
+        "program": {key: value for key, value in make_manifest().model_dump().items() if key not in ("model", "prefix")},
         "party": "party0",
         "index": 0,
     }
@@ -151,7 +151,7 @@ TARGETS: dict[str, Target] = {
     "policy": Target(
         lambda: [
             *(name.encode() for name in POLICIES),
-            b"mpcache:static=0.5,dynamic=0.2,fine=4",
+            b"mpcache:preset=clusters,static=0.5,dynamic=0.2,fine=4",
             b"full@0-1;h2o:budget=0.2",
             b"shared:layers=2|quest",
         ],

@@ -14,8 +14,9 @@ import models.recall
 from launch.fit.examples import Example
 from launch.fit.fitting import Fitting, fit
 from launch.fit.low_rank import low_rank_factors
+from launch.fit.low_rank_steps import LowRankFactors
 from launch.fit.recall_prompts import lines
-from launch.fit.training import Training
+from launch.fit.training import Run, Training
 from launch.measure.quality.prefilled import PrefilledModel
 from launch.measure.quality.prompts import task_of
 from models.checkpoint import load_checkpoint
@@ -102,6 +103,41 @@ def test_factors_lose_least_of_what_is_read(model: PrefilledModel) -> None:
             assert np.abs(rows @ down).max() <= np.abs(rows).max() * (1 + 1e-4)  # bounds that are declared hold
 
 
+def test_steps_lessen_what_attention_loses(model: PrefilledModel, tmp_path: Path) -> None:
+    """The loss is that of attention by hand; a training that was broken off goes on; products stay within bounds."""
+    given = examples(4, 96)
+    start = {name: torch.from_numpy(x).float() for name, x in factors(model, given).items()}
+    learner = LowRankFactors(model, start, 8)
+    one = given[0]
+    seen, first = model.prefill([*one.prompt, *one.answer]), len(one.prompt) - 1
+    lost = []
+    for layer in range(4):
+        q, k, v = (x[layer].double().numpy() for x in (seen.queries, seen.keys, seen.values))
+        low = []
+        for kind, x in (("keys", k), ("values", v)):
+            down, up = (
+                start[f"policy.layers.{layer}.low_rank.{kind}.{way}.weight"].double().numpy() for way in ("down", "up")
+            )
+            low.append(np.stack(np.split(np.concatenate(list(x), 1) @ down @ up.T, HEADS, 1)))
+        gone = whole = 0.0
+        for row in range(first, seen.tokens):
+            cut = max(0, row + 1 - 8)
+            for head in range(HEADS):
+                rows = [np.concatenate([low[n][head, :cut], x[head, cut : row + 1]]) for n, x in enumerate((k, v))]
+                outs = []
+                for keys, values in ((k[head, : row + 1], v[head, : row + 1]), rows):
+                    e = np.exp(keys @ q[head, 0, row] - (keys @ q[head, 0, row]).max())
+                    outs.append(e @ values / e.sum())
+                gone += ((outs[1] - outs[0]) ** 2).sum()
+                whole += (outs[0] ** 2).sum()
+        lost.append(gone / whole)
+    assert abs(float(learner.loss(start, one)) - np.mean(lost)) < 1e-3 * np.mean(lost)
+    run = Run(learner, Training(steps=12, batch=2, warm_up=2), tmp_path / "state", "")
+    found = run.run(given, lambda done, total: None)
+    assert found.keys() == start.keys()
+    assert sum(run.losses[-4:]) < 0.95 * sum(run.losses[:4])
+
+
 def test_fitted_factors_are_used(tmp_path: Path) -> None:
     """Beside a checkpoint, with another policy's heads: half of the channels find what the full cache finds."""
     for file in MODEL.iterdir():
@@ -123,11 +159,13 @@ def test_fitted_factors_are_used(tmp_path: Path) -> None:
     assert right[1] >= right[0] > 0.7 * asked.questions
 
 
-def test_both_policies_inside_each_other_learn(tmp_path: Path) -> None:
+def test_what_is_around_a_policy_is_looked_into(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(lines(2, 96, 2)), encoding="utf-8")
     out = tmp_path / "out"
-    fit(Fitting(MODEL, "chunked:tokens=64|cskv:rank=0.1|full", file, out, profiled=1), lambda *at: None)
+    asked = Fitting(MODEL, "chunked:tokens=64|cskv:rank=0.1|full", file, out, Training(steps=1, batch=1), 1)
+    fit(asked, lambda *at: None)
+    assert {path.name for path in out.iterdir()} == {"policy.safetensors", "profile.json"}
     assert json.loads((out / "profile.json").read_text())["fitted"]["loss"] > 0
 
 

@@ -21,9 +21,9 @@ POLICIES = (
     "streaming-llm:budget=0.5,sinks=2",
     "h2o:budget=1",
     "dynamic-top-k:budget=0.3",
-    "mpcache:static=0.6,dynamic=1,sinks=1,window=2,sharing=1,apart=0",
-    "mpcache:static=0.8,dynamic=0.4,fine=3,sinks=1,window=4,sharing=2,apart=0",
-    "mpcache:static=1,dynamic=0.6,fine=2,coarse=4,sinks=1,window=8,sharing=2,apart=0",
+    "mpcache:preset=clusters,static=0.6,dynamic=1,sinks=1,window=2,sharing=1,apart=0",
+    "mpcache:preset=clusters,static=0.8,dynamic=0.4,fine=3,sinks=1,window=4,sharing=2,apart=0",
+    "mpcache:preset=clusters,static=1,dynamic=0.6,fine=2,coarse=4,sinks=1,window=8,sharing=2,apart=0",
     "chunked:tokens=8|dynamic-top-k:budget=0.3@0;full",
 )
 
@@ -73,7 +73,7 @@ def test_policies(policy: str, tmp_path: Path) -> None:
         ("h2o:budget=0.5", 1),
         ("tova:budget=0.5", 1),
         ("quest:budget=0.5", 1),
-        ("mpcache:window=4", 4),
+        ("mpcache:preset=clusters,window=4", 4),
         ("full@0;h2o:budget=0.5", 1),
     ],
 )

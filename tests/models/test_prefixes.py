@@ -153,7 +153,7 @@ def test_tokens_in_plaintext_are_those_of_the_whole_prompt(name: str, behind: in
         "quest:budget=0.5",
         "dynamic-top-k:budget=0.3",
         "chunked:tokens=2|full",
-        "mpcache:static=0.6,dynamic=0.5,observed=0.2,fine=2,sinks=1,window=2,sharing=1,apart=0",
+        "mpcache:preset=clusters,static=0.6,dynamic=0.5,observed=0.2,fine=2,sinks=1,window=2,sharing=1,apart=0",
     ],
 )
 def test_policies_behind_a_prefix_do_as_with_the_whole_prompt(policy: str, tmp_path: Path) -> None:

@@ -149,10 +149,11 @@ def test_the_shipped_model_tells_policies_apart() -> None:
     assert set(json.loads((MODEL / "training.json").read_text())) == {"arguments", "stages"}
     checkpoint = load_checkpoint(MODEL)
     assert checkpoint.architecture.layers >= 4
-    parse("mpcache").check(checkpoint.architecture, 1024)
+    parse("mpcache:preset=clusters").check(checkpoint.architecture, 1024)
     model, cases = PlainModel(checkpoint), docs.evaluation_cases(1024, 3, seed=1)
     full = recall(model, cases, "full")
     assert full >= 47 / 48
+    assert recall(model, cases, "mpcache:preset=clusters") >= full - 0.021
     assert recall(model, cases, "mpcache") >= full - 0.021
-    assert recall(model, cases, "mpcache:fine=4,coarse=8,dynamic=0.05") >= full - 0.05
+    assert recall(model, cases, "mpcache:preset=clusters,fine=4,coarse=8,dynamic=0.05") >= full - 0.05
     assert recall(model, cases, "snapkv:budget=0.05") <= 0.6

@@ -41,6 +41,7 @@ def manifest(checkpoint: Path, **changes: Any) -> Manifest:
         "suite": "crypten",
         "fraction_bits": 16,
         "options": {},
+        "prefix_tokens": 0,
         "prompt_tokens": len(PROMPT),
         "new_tokens": 4,
         "decoding": "greedy",

@@ -155,7 +155,9 @@ def test_a_fixed_length_goes_on_behind_the_answer(pair: Deployment, plain: Plain
     assert steps(result) == 2
 
 
-@pytest.mark.parametrize("policy", ["mpcache:static=1,dynamic=0.7,fine=2,sinks=1,window=4,sharing=2,apart=0,gathering=auto"])
+@pytest.mark.parametrize(
+    "policy", ["mpcache:preset=clusters,static=1,dynamic=0.7,fine=2,sinks=1,window=4,sharing=2,apart=0,gathering=auto"]
+)
 def test_policies_that_choose(pair: Deployment, plain: PlainModel, policy: str) -> None:
     answer = wanted(plain, policy)
     assert ask(pair, knowing(answer, lambda place: place != 4), policy=policy).tokens == answer

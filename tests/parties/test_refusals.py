@@ -43,6 +43,7 @@ def manifest(running: Running, **changes: Any) -> Manifest:
         "suite": "crypten",
         "fraction_bits": 16,
         "options": {},
+        "prefix_tokens": 0,
         "prompt_tokens": 2,
         "new_tokens": 2,
         "decoding": "greedy",
@@ -277,10 +278,12 @@ def test_other_public_tables(two: Running) -> None:
 
 def test_other_protocol(two: Running) -> None:
     text = manifest(two).canonical()
-    other = json.dumps({**json.loads(text), "protocol": 7}, sort_keys=True, separators=(",", ":")).encode()
+    other = json.dumps(
+        {**json.loads(text), "protocol": PROTOCOL_VERSION + 1}, sort_keys=True, separators=(",", ":")
+    ).encode()
     for error in generate_raw(two, [wire.Open(session=new_id(), manifest=other)] * 2):
         assert isinstance(error, ManifestMismatch)
-        assert "client speaks protocol 7" in str(error)
+        assert f"client speaks protocol {PROTOCOL_VERSION + 1}" in str(error)
         assert "install the same version everywhere" in str(error)
 
 

@@ -17,7 +17,12 @@ from tests.protocols.suite_harness import run_plain, run_secure
 
 torch.manual_seed(5)
 OTHERWISE = {"truncation", "powers", "gelu, segments, opened", "silu, brackets, lifted", "2^(3/2 x), window", "shuffle"}
-POLICIES = ("mpcache:sinks=1,window=2,dynamic=0.4", "h2o:budget=0.5", "quest:page=2,budget=0.5", "dynamic-top-k:budget=0.5")
+POLICIES = (
+    "mpcache:preset=clusters,sinks=1,window=2,dynamic=0.4",
+    "h2o:budget=0.5",
+    "quest:page=2,budget=0.5",
+    "dynamic-top-k:budget=0.5",
+)
 
 
 async def functions(s: Any, x: Any, q: Any, k: Any) -> list[Any]:

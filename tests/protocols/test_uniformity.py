@@ -15,8 +15,15 @@ from models.encoding import EncoderInput, EncodingPlan
 from models.generation import GenerationPlan, generate_plain
 from models.outputs import Decoding, Output
 from mpc import ring
+from mpc.ledger import operation
 from mpc.random import Prg
 from mpc.tape import DealerTape, PartyTape
+from protocols.masked import cache
+from protocols.masked.context import Opening
+from protocols.masked.conversion import Conversion
+from protocols.masked.shares import Shared
+from protocols.masked.values import MaskedTensor
+from protocols.schedule import together
 from tests.models import random_checkpoints as checkpoints
 from tests.models import random_encoders
 from tests.protocols import uniformity
@@ -37,6 +44,37 @@ def test_everything_that_is_opened_in_a_generation_is_uniform(parties: int) -> N
     assert tested - {uniformity.EVERYTHING} <= operations
     assert len(tested) >= 10, f"only {sorted(tested)} have enough data"
     assert sum(one.m.numel() for one in seen) > 600_000  # 468 703 of them are weights
+
+
+def test_so_is_what_is_opened_for_a_registered_prefix_and_behind_it() -> None:
+    checkpoint, behind = uniformity.shipped(), 17
+    seen, tokens = uniformity.observed_prefix(checkpoint, PROMPT, behind)
+    prompts = [PROMPT, [*PROMPT[:behind], *reversed(PROMPT[behind:])]]
+    assert tokens == [generate_plain(checkpoint, ids, GenerationPlan(len(ids), 1)) for ids in prompts]
+    found = uniformity.results(seen)
+    assert not uniformity.failures(found)
+    assert any(r.name.startswith("cache") for r in found)
+
+
+def test_rows_that_are_opened_twice_under_one_mask_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = cache.lasting_rows
+
+    async def twice(convert: Conversion, shape: Any, share: Tensor | None) -> MaskedTensor:
+        rows = await real(convert, shape, share)
+        assert rows.masked is not None
+        lam, frac = rows.masked.lam, rows.masked.frac
+        x = convert.context.blank(shape) if share is None else share
+
+        async def opened(value: Tensor) -> None:
+            with operation("cache"):
+                await Opening(Shared(value, ring.RING_BITS, frac), lam)
+
+        await together(opened(x), opened(x + x))
+        return rows
+
+    monkeypatch.setattr(cache, "lasting_rows", twice)
+    seen, _ = uniformity.observed_prefix(uniformity.shipped(), PROMPT, 17)
+    assert uniformity.failures(uniformity.results(seen))
 
 
 @pytest.mark.parametrize(("decoding", "temperature"), [("logits", None), ("sample", 2.0)])

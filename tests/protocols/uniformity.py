@@ -37,6 +37,8 @@ from models.encoding import EncoderInput, EncodingPlan, encode
 from models.generation import GenerationPlan, generate, token_indices
 from models.loaded import load_weights
 from models.outputs import Decoding
+from models.prefix_rows import load_rows
+from models.prefixes import PrefixPlan, register
 from mpc import fixed_point, ring
 from protocols.masked.magnitudes import WEIGHT_BITS
 from protocols.masked.suite import MaskedSuite
@@ -175,6 +177,34 @@ def observed_generation(
         value = fixed_point.decode(ring.reduce(total, parts[0].bits), parts[0].fraction_bits, parts[0].bits)
         tokens.append(int(value.argmax()) if decoding == "logits" else int(value.round()))
     return seen, tokens
+
+
+def observed_prefix(checkpoint: Checkpoint, prompt: Sequence[int], behind: int) -> tuple[list[Opened], list[list[int]]]:
+    """What party 0 of two sees while a prefix is registered, loaded twice, and begun behind by two sessions of one load; and
+    their first tokens."""
+    a, prompts = checkpoint.architecture, [list(prompt[behind:]), list(reversed(prompt[behind:]))]
+    weights = {name: additive(fixed_point.encode(w, WEIGHT_BITS), 2) for name, w in checkpoint.weights.items()}
+    given = [additive(token_indices(ids, a.vocabulary), 2) for ids in (prompt[:behind], *prompts)]
+
+    def main(suite: MaskedSuite, party: int | None) -> list[OutputShare]:
+        def shares(number: int) -> Tensor | None:
+            return None if party is None else given[number][party]
+
+        held = suite.run(load_weights(suite, a, lambda name: None if party is None else weights[name][party]))
+        stored: dict[str, Tensor] = {}
+        endpoint, plan = KeptShares(), PrefixPlan(behind)
+        suite.run(register(suite, Decoder(suite, a, held), plan, shares(0), endpoint, stored.__setitem__))
+        own = stored if party is not None else {}
+        rows = [suite.run(load_rows(suite, a, behind, own.get)) for _ in range(2)]
+        for number in (1, 2):
+            plan_behind = GenerationPlan(len(prompts[0]), 1, behind=behind)
+            decoder = Decoder(suite, a, {**held, **rows[0]})
+            suite.run(generate(suite, decoder, plan_behind, shares(number), endpoint))
+        return endpoint.shares
+
+    seen, found = _observed(2, main)
+    steps = list(zip(*found, strict=True))[1:]
+    return seen, [[int(opened(parts).round())] for parts in steps]
 
 
 def observed_encoding(checkpoint: Checkpoint, text: EncoderInput, plan: EncodingPlan) -> tuple[list[Opened], Tensor]:

@@ -892,8 +892,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the parties are told of a range finding by another message",
         "parties/client/session.py",
-        "stream.send(wire.ClientMessage(finish=wire.Finish()))",
-        'stream.send(wire.ClientMessage(**{"finish": wire.Finish()} if reason == "stop" else {"failure": wire.Failure()}))',
+        "self._send(stream, wire.ClientMessage(finish=wire.Finish()))",
+        "self._send(stream, wire.ClientMessage(finish=wire.Finish() if reason == 'stop' else None))",
         ("tests/parties/test_range_findings.py::test_parties_see_what_they_see_at_a_stop_token",),
     ),
     Fault(
@@ -1024,6 +1024,34 @@ FAULTS: tuple[Fault, ...] = (
         "product.multiply(convert.context, a, b), bound + 1)",
         "product.multiply(convert.context, a, a), bound + 1)",
         ("tests/models/policies/test_think.py::test_every_suite_holds_the_same_channels",),
+    ),
+    Fault(
+        "what was demoted before is gone",
+        "models/policies/axes/codecs.py",
+        "k, v = suite.concat([before.k, k], 1), suite.concat([before.v, v], 1)",
+        "before = Segment(k, v)",
+        ("tests/models/policies/test_mikv.py::test_rows_are_demoted_while_decoding",),
+    ),
+    Fault(
+        "attention of demoted tokens counts as that of exact ones",
+        "models/policies/composition.py",
+        "mass[:, mass.shape[1] - entry.length :] if entry.held else mass",
+        "mass[:, : entry.length] if entry.held else mass",
+        ("tests/models/policies/test_mikv.py::test_rows_are_demoted_while_decoding",),
+    ),
+    Fault(
+        "keys are turned back as if they were the first ones",
+        "models/policies/axes/codecs.py",
+        "0 if before is None else before.length, count)",
+        "0, count)",
+        ("tests/models/policies/test_cskv.py::test_rows_that_left_the_window_are_of_low_rank",),
+    ),
+    Fault(
+        "factors say most of rows, whatever reads them",
+        "launch/fit/low_rank.py",
+        "torch.linalg.eigh(root @ moment @ root)",
+        "torch.linalg.eigh(moment)",
+        ("tests/launch/test_low_rank_fit.py::test_factors_lose_least_of_what_is_read",),
     ),
     # ---- encoder-decoders, sessions in step, the gateway's logits
     Fault(

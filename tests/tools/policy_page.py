@@ -25,8 +25,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "policies.md"
 LENGTHS = (1024, 4096)
 POLICIES = {
     "default": "mpcache",
-    "two levels": "mpcache:levels=2",
-    "rows gathered": "mpcache:gathering=rows",
+    "two levels": "mpcache:preset=clusters,levels=2",
+    "rows gathered": "mpcache:preset=clusters,gathering=rows",
 }
 AROUND = ("norm", "norm scale", "linear", "other")  # of an attention sub-layer: what is not the attention itself
 

@@ -39,8 +39,8 @@ MODELS = ("gpt2", "llama-grouped")
 SMALL = "sinks=1,window=2,dynamic=0.4"
 POLICIES = (
     "full",
-    "mpcache:" + SMALL,
-    "mpcache:gathering=scores," + SMALL,
+    "mpcache:preset=clusters," + SMALL,
+    "mpcache:preset=clusters,gathering=scores," + SMALL,
     "mpcache:preset=few-queries,fine=2," + SMALL,
     "h2o:budget=0.5",
     "snapkv:budget=0.5,window=8",
@@ -69,7 +69,7 @@ def settings() -> list[Settings]:
         _setting("masked", 2, "llama-grouped", "full"),
         _setting("masked", 3, "gpt2", "full"),
         _setting("masked", 2, "gpt2", "full", options=MASKED_OPTIONS),
-        _setting("masked", 3, "llama-grouped", "mpcache:" + SMALL, options=MASKED_OPTIONS),
+        _setting("masked", 3, "llama-grouped", "mpcache:preset=clusters," + SMALL, options=MASKED_OPTIONS),
         _setting("masked", 2, "gpt2", "full", fraction_bits=12),
         _setting("masked", 2, "mistral-window", "full"),
         _setting("masked", 2, "gpt2-relu-one-head", "full"),

@@ -126,7 +126,7 @@ def main() -> None:
         scratch = Path(folder) / "scratch"
         scratch.mkdir()
         command = [sys.executable, "-m", "launch.cli.main", "demo", "--web", "--tokens", "128"]
-        command += ["--policy", "mpcache:sharing=1,static=0.5,dynamic=0.5,observed=8,following=6"]
+        command += ["--policy", "mpcache:preset=clusters,sharing=1,static=0.5,dynamic=0.5,observed=8,following=6"]
         environment = {**os.environ, "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"}
         demo = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         try:

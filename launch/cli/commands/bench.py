@@ -9,12 +9,14 @@ import typer
 
 from launch.cli.options import (
     DEFAULT_SUITE,
+    SHAPE_HELP,
     DeviceOption,
     JsonOption,
     PartiesOption,
     PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
+    shape_name,
     suite_options,
 )
 from launch.local import supervision
@@ -27,10 +29,9 @@ if TYPE_CHECKING:
     from launch.measure.bench.plan import BenchPlan
     from launch.measure.bench.run import BenchResult
     from models.architecture import Architecture
+    from models.cache import CachePolicy
 
-ShapeOption = Annotated[
-    str, typer.Option("--shape", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-2-7b/13b/70b, tiny, or a config.json.")
-]
+ShapeOption = Annotated[str, typer.Option("--model", "--shape", help=SHAPE_HELP, callback=shape_name)]
 LayersOption = Annotated[int | None, typer.Option("--layers", min=1, help="Only the first layers of the shape.")]
 
 CachedOption = Annotated[int | None, typer.Option("--cached", min=1, help="Decode one token after this many.")]
@@ -119,14 +120,26 @@ def run(
 def _check_step(cached: int | None, prefill: int | None, eviction: bool, policy: str) -> None:
     """Raise `ConfigurationError` for options that do not go together."""
     from models.policies import parse
+    from models.policies.eviction import EvictingPolicy
+    from models.policies.holding import Holding
     from mpc.errors import ConfigurationError
 
     if (cached is None) == (prefill is None):
         raise ConfigurationError("give either --cached N (one decode step) or --prefill N (one prompt)")
-    if eviction and not parse(policy).one_set_for_all_heads:
-        raise ConfigurationError(f"--eviction measures mpcache's stages, not those of '{policy}': set --policy mpcache")
+    parsed = parse(policy)
+    if eviction and (not isinstance(parsed, EvictingPolicy | Holding) or _learns(parsed)):
+        raise ConfigurationError(
+            "--eviction measures what a policy does once after a prompt, without weights that it has learned, and "
+            f"'{policy}' is none of these: set --policy mpcache, or another one that drops or holds rows, such as snapkv"
+        )
     if eviction and cached is None:
         raise ConfigurationError("--eviction needs --cached N, the tokens of the prompt, instead of --prefill")
+
+
+def _learns(policy: CachePolicy) -> bool:
+    from models.shapes import SHAPES
+
+    return bool(policy.weight_shapes(SHAPES["tiny"]))
 
 
 def _architecture(shape: str, layers: int | None, cached: int | None, prefill: int | None, policy: str) -> Architecture:
@@ -255,8 +268,13 @@ def _show_eviction(result: EvictionResult) -> None:
         f"One layer of {plan.shape.layers}, which all cost the same: {result.kept} of {plan.cached} tokens stay. Importance "
         "is the whole attention of the prompt's last queries; all layers but the last compute that for the prompt anyway."
     )
+    said = f"A token's attention to what is left differs from float arithmetic's by {result.max_error:.1e}."
+    if result.same_as_plaintext is not None:
+        said = (
+            f"{result.same_as_plaintext} of the {result.kept} tokens stay in float arithmetic too; rows moved within "
+            f"{result.max_error:.1e}."
+        )
     out.print(
-        f"{result.same_as_plaintext} of the {result.kept} tokens stay in float arithmetic too; rows moved within "
-        f"{result.max_error:.1e}. A party's memory {byte_count(result.peak_rss_bytes)}, the dealer's "
+        f"{said} A party's memory {byte_count(result.peak_rss_bytes)}, the dealer's "
         f"{byte_count(result.dealer_peak_rss_bytes)}."
     )

@@ -33,8 +33,6 @@ from launch.terminal.console import RANGE_EXIT, err, out, show_error
 from launch.terminal.texts import decode_text
 
 if TYPE_CHECKING:
-    from models.generation import check_verifiable
-    from models.policies import parse
     from models.tokenizer.text import TextTokenizer
     from parties.client.client import Client
     from parties.client.request import GenerationRequest
@@ -68,6 +66,8 @@ def run(
     from launch.checkpoints.calibrating import warn_if_never_calibrated
     from launch.serve.roles import load_role
     from models.checkpoint import load_tokenizer, read_architecture
+    from models.generation import check_verifiable
+    from models.policies import parse
     from parties.client.client import Client
     from parties.client.request import GenerationRequest
     from parties.client.sampling_params import SamplingParams
@@ -107,9 +107,10 @@ def _list_models(client: Client) -> None:
 
 def _answer_lines(client: Client, words: TextTokenizer, request: GenerationRequest) -> bool:
     """Answer each line of standard input. Return whether all values stayed in their ranges."""
-    from launch.terminal.answering import answer
+    from launch.terminal.answering import Asking
     from parties.errors import RangeExceeded
 
+    asking = Asking(client, words)
     interactive, number, right = sys.stdin.isatty(), 0, True
     while True:
         if interactive:
@@ -121,7 +122,7 @@ def _answer_lines(client: Client, words: TextTokenizer, request: GenerationReque
         line = decode_text(data, f"line {number} of standard input")
         if line.strip():
             try:
-                given = answer(client, words, replace(request, prompt_ids=words.encode(line.rstrip("\n"))))
+                given = asking.answer(replace(request, prompt_ids=words.encode(line.rstrip("\n"))))
                 given.result.check_range(given.text)
             except RangeExceeded as error:
                 show_error(error)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from launch.cli.options import (
     DEFAULT_SUITE,
+    MODEL_HELP,
     ConfigOption,
     JsonOption,
     PolicyOption,
@@ -26,9 +27,7 @@ from launch.terminal.console import byte_count, err, out, print_json
 if TYPE_CHECKING:
     from parties.tapes.deal import Deal
 
-ConfigurationOnlyOption = Annotated[
-    Path, model_option("Hugging Face checkpoint directory, or GGUF file; its configuration is read, no weights.")
-]
+ConfigurationOnlyOption = Annotated[Path, model_option(f"{MODEL_HELP} Its configuration is read, no weights.")]
 PromptLengthsOption = Annotated[
     list[int], typer.Option("--prompt", min=1, help="Length of the prompt in tokens, exactly; may be repeated.")
 ]

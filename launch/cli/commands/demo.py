@@ -130,7 +130,7 @@ def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, see
     _introduce(case, tokens)
 
     from launch.local.deployment import local_deployment
-    from launch.terminal.answering import answer
+    from launch.terminal.answering import Asking
     from models.checkpoint import load_checkpoint
     from models.generation import GenerationPlan, generate_plain
     from models.recall.documents import ANSWER_TOKENS
@@ -153,7 +153,8 @@ def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, see
         if policy != "full":
             out.print(f"[dim]Cache policy {policy}: tokens that it drops or leaves out may cost the answer.[/dim]")
         request = GenerationRequest(ids, SamplingParams(ANSWER_TOKENS), SuiteSpec(suite), policy, f"recall-{family}")
-        given = answer(Client(deployment.client), checkpoint.tokenizer, request, watched=deployment.watched)
+        asking = Asking(Client(deployment.client), checkpoint.tokenizer, watched=deployment.watched)
+        given = asking.answer(request)
     given.result.check_range(given.text)
     plain = generate_plain(checkpoint, ids, plan)
     equal = plain == given.result.tokens

@@ -17,6 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from launch.cli.options import model_option
 from launch.terminal.console import out, print_json
 from mpc.errors import MpcacheError
 
@@ -43,12 +44,12 @@ def run(
     config: Annotated[
         Path | None, typer.Option("--config", help="A role's file: are its certificate and its peers' fingerprints there?")
     ] = None,
-    model: Annotated[Path | None, typer.Option("--model", help="A checkpoint to look at: is it calibrated?")] = None,
+    model: Annotated[Path | None, model_option("A checkpoint to look at, or a fetched model: is it calibrated?")] = None,
     port: Annotated[list[int] | None, typer.Option("--port", min=1, max=65535, help="A port that must be free.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check Python, packages, CrypTen, CUDA, memory, ports and certificates. Exit code 1 when something is wrong."""
-    findings = [*_environment(), *_machine(), *(_port(p) for p in port or [0])]
+    findings = [*_environment(), *_machine(), _proxies(), *(_port(p) for p in port or [0])]
     if certificates is not None:
         findings += _certificates(certificates, name or [])
     if config is not None:
@@ -136,6 +137,13 @@ def _cuda() -> Finding:
         return Finding("cuda", "none; computing on the CPU")
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return Finding("cuda", f"{torch.version.cuda}: {names}")
+
+
+def _proxies() -> Finding:
+    named = [
+        name for name in ("http_proxy", "https_proxy", "all_proxy") if os.environ.get(name) or os.environ.get(name.upper())
+    ]
+    return Finding("proxies", f"{', '.join(named)}: for downloads alone, peers are reached directly" if named else "none")
 
 
 def _machine() -> Iterator[Finding]:

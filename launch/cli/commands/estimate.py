@@ -10,6 +10,7 @@ import typer
 from launch.cli.commands.bench import LayersOption
 from launch.cli.options import (
     DEFAULT_SUITE,
+    SHAPE_HELP,
     DecodingOption,
     DraftOption,
     JsonOption,
@@ -21,6 +22,7 @@ from launch.cli.options import (
     TemperatureOption,
     agreed_choice,
     chosen_draft,
+    shape_name,
     suite_options,
 )
 from launch.local.checks import check_suite
@@ -41,7 +43,8 @@ ShapeOrFolderOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="A known shape (gpt2, llama-2-7b, bert-base ...), a checkpoint directory, its config.json, or a GGUF file.",
+        help=SHAPE_HELP,
+        callback=shape_name,
     ),
 ]
 PromptTokensOption = Annotated[
@@ -49,6 +52,10 @@ PromptTokensOption = Annotated[
 ]
 NewTokensOption = Annotated[int, typer.Option("--new", min=1, help="Tokens to generate.")]
 NetworkOption = Annotated[str, typer.Option("--network", help="lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")]
+PrefixTokensOption = Annotated[
+    int,
+    typer.Option("--prefix", min=0, help="Tokens of a registered prefix that the prompt begins behind, beside --prompt."),
+]
 RateOption = Annotated[
     str | None,
     typer.Option(
@@ -82,6 +89,7 @@ def run(
     temperature: TemperatureOption = None,
     draft: DraftOption = "off",
     kept: KeptOption = 1,
+    prefix: PrefixTokensOption = 0,
     suite_option: SuiteOptionsOption = None,
     all_layers: AllLayersOption = False,
     critical_path: CriticalPathOption = False,
@@ -105,9 +113,9 @@ def run(
     parse(policy)
     profile, rates = find_network(network), None if rate is None else _rates(rate)
     own = find_description(model) if layers is None else with_layers(find_description(model), layers)
-    architecture = with_positions(own, prompt + new - 1)
+    architecture = with_positions(own, prefix + prompt + new - 1)
     choice = agreed_choice(decoding, temperature, architecture)
-    setting = Setting(suite, parties, policy, suite_options(suite_option), *choice, _drafting(draft, kept))
+    setting = Setting(suite, parties, policy, suite_options(suite_option), *choice, _drafting(draft, kept), prefix)
     with err.status(f"{model}: tracing"):
         found = estimate(architecture, setting, prompt, new, exhaustive=all_layers, kept=kept)
         measured = rates is None
@@ -115,9 +123,8 @@ def run(
         path = _critical_path(architecture, setting, prompt, new) if critical_path else None
     stages = in_step_stages(found, sessions, profile, rates) if sessions > 1 else {}
     if as_json:
-        record = estimate_json(found, model, profile, rates)
+        record = estimate_json(found, model, profile, rates) | _in_step_json(stages)
         record["rates"]["measured"] = measured
-        record |= {"in_step": {name: stage.to_json() for name, stage in stages.items()}} if stages else {}
         if path is not None:
             record["critical_path"] = {"layer": path.layer, "rounds": [asdict(r) for r in path.rounds]}
         print_json(record)
@@ -141,12 +148,12 @@ def _drafting(draft: str, kept: int) -> DraftPlan | None:
     return None if found is None else found.plan
 
 
-def _last(architecture: AnyArchitecture, prompt: int, new: int) -> tuple[int, int, int]:
+def _last(architecture: AnyArchitecture, behind: int, prompt: int, new: int) -> tuple[int, int, int]:
     """Return what is cached before the last of several new tokens, that it is one, and what an encoder has read."""
     from models.architectures import decoder_of
 
-    cached = decoder_of(architecture, "a new token").cached(prompt)
-    return cached + new - 2, 1, prompt if cached != prompt else 0
+    a = decoder_of(architecture, "a new token")
+    return behind + a.cached(prompt) + new - 2, 1, 0 if a.encoder is None else prompt
 
 
 def _critical_path(architecture: AnyArchitecture, setting: Setting, prompt: int, new: int) -> CriticalPath:
@@ -154,10 +161,14 @@ def _critical_path(architecture: AnyArchitecture, setting: Setting, prompt: int,
     from launch.predict.critical_path import critical_path
 
     return (
-        critical_path(architecture, setting, *_last(architecture, prompt, new))
+        critical_path(architecture, setting, *_last(architecture, setting.behind, prompt, new))
         if new > 1
         else critical_path(architecture, setting, 0, prompt)
     )
+
+
+def _in_step_json(stages: dict[str, InStepSeconds]) -> dict[str, Any]:
+    return {"in_step": {name: stage.to_json() for name, stage in stages.items()}} if stages else {}
 
 
 def _show_in_step(stages: dict[str, InStepSeconds]) -> None:
@@ -218,7 +229,13 @@ def stage_json(costs: Costs, network: Network, rates: Rates, part: str | None = 
 def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -> dict[str, Any]:
     """Return everything, for programs. "tokens" is all tokens after the first together."""
     setting = found.setting
-    stages = {"model load": found.load, "prefill": found.first, "tokens": found.further, "session": found.total}
+    stages = {
+        "model load": found.load,
+        "prefix load": found.load_prefix,
+        "prefill": found.first,
+        "tokens": found.further,
+        "session": found.total,
+    }
 
     def whole(costs: Costs) -> dict[str, Any]:
         parts = {part: stage_json(costs, network, rates, part) for part in costs.parts()}
@@ -228,6 +245,7 @@ def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -
         "model": model,
         "layers": found.architecture.layers,
         "parameters": found.architecture.parameters(),
+        "prefix": found.setting.behind,
         "prompt": found.prompt,
         "new": found.new,
         "suite": setting.suite,
@@ -274,6 +292,8 @@ def _show(found: Estimate, network: Network, rates: Rates) -> None:
         table.add_row(title, *numbers, style=style)
 
     stages = [("loading the model", found.load, 1), ("prompt, 1st token", found.first, 1)]
+    if found.setting.behind:
+        stages.insert(1, ("loading the prefix, once", found.load_prefix, 1))
     if found.new > 1:
         stages.append(("a further token", found.further, found.new - 1))
     if found.setting.draft is not None and found.steps:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launch.cli.asking import Place, Started, messages, partner
 from launch.cli.options import (
     DEFAULT_SUITE,
     DecodingOption,
@@ -16,6 +16,7 @@ from launch.cli.options import (
     JsonOption,
     ModelOption,
     PolicyOption,
+    PrefixOption,
     SuiteOption,
     SuiteOptionsOption,
     TemperatureOption,
@@ -33,10 +34,7 @@ from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from launch.terminal.answering import Answer
-    from models.architecture import Architecture
-    from models.tokenizer.text import TextTokenizer
     from parties.client.request import GenerationRequest
-    from parties.config.role_config import RoleConfig
 
 PromptOption = Annotated[
     str | None,
@@ -58,18 +56,20 @@ SharedNameOption = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class _Started:
-    """The processes that a command starts: so many compute parties, each computing on `device`."""
-
-    parties: int
-    device: str
+ChatOption = Annotated[
+    bool, typer.Option("--chat", help="The prompt is a user's message: the checkpoint's chat template is put around it.")
+]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", help="The system's message before the prompt; implies --chat.")
+]
 
 
 def run(
     model: ModelOption,
     prompt: PromptOption = None,
     prompt_file: PromptFileOption = None,
+    chat: ChatOption = False,
+    system: SystemOption = None,
     suite: SuiteOption = DEFAULT_SUITE,
     policy: PolicyOption = "full",
     parties: StartedPartiesOption = None,
@@ -80,6 +80,7 @@ def run(
     top_p: TopPOption = None,
     fixed_length: FixedLengthOption = False,
     draft: DraftOption = "off",
+    prefix: PrefixOption = None,
     suite_option: SuiteOptionsOption = None,
     device: StartedDeviceOption = None,
     config: ClientConfigOption = None,
@@ -91,6 +92,7 @@ def run(
 
     Without --config, two or more compute parties, a dealer and a model owner run as temporary processes of this machine.
     With --config, running parties that hold the model are asked, and --model gives only config.json and the tokenizer.
+    With --chat or --system the prompt is a message, and the answer ends with the assistant's turn; `mpcache chat` goes on.
     Exit code 3 when a value left its declared range: the answer then ends before the token that would be wrong, and the
     last line says what to do.
     """
@@ -98,6 +100,9 @@ def run(
     assert text is not None
     check_suite(suite)
     check_combination(config, {"--parties": parties, "--device": device}, insecure_trust_authority, name)
+    if prefix is not None and config is None:
+        raise ConfigurationError("--prefix needs --config: parties that are started for one answer hold none")
+    from launch.serve.roles import load_role
     from models.generation import check_verifiable
     from models.policies import parse
     from parties.client.request import GenerationRequest
@@ -107,16 +112,15 @@ def run(
     chosen = chosen_decoding(decoding, temperature)
     params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
     spec = SuiteSpec(suite, options=suite_options(suite_option))
-    request = GenerationRequest((), params, spec, policy, draft=chosen_draft(draft))
+    request = GenerationRequest((), params, spec, policy, draft=chosen_draft(draft), prefix=prefix)
+    known = parse(policy)
     if request.draft is not None:
-        check_verifiable(chosen, parse(policy), request.draft.plan)
-    if config is not None:
-        from launch.serve.roles import load_role
-
-        settings = load_role(config, "client", insecure_trust_authority)
-        answer = _ask_running(settings, model, text, replace(request, model=name), not as_json)
-    else:
-        answer = _ask_local(model, text, request, _Started(parties or 2, check_device(device or "cpu")), not as_json)
+        check_verifiable(chosen, known, request.draft.plan)
+    asked = messages(system, text) if chat or system is not None else text
+    settings = None if config is None else load_role(config, "client", insecure_trust_authority)
+    place = Place(model, Started(parties or 2, check_device(device or "cpu")), settings, name)
+    with partner(place, request, asked, not as_json) as found:
+        answer = found.answer(asked)
     _show(answer, request, as_json)
     answer.result.check_range(answer.text)
 
@@ -166,64 +170,10 @@ def answer_json(answer: Answer, request: GenerationRequest) -> dict[str, Any]:
         "suite": request.suite.name,
         "decoding": request.params.decoding,
         "draft": 0 if request.draft is None else request.draft.plan.tokens,
+        "prefix": None if answer.result.prefix is None else answer.result.prefix.name,
         "session": answer.result.session,
         "seconds": answer.result.seconds,
         "first_token_seconds": answer.result.first_token_seconds,
         "seconds_per_token": answer.seconds_per_token,
         "costs": costs,
     }
-
-
-def _ask_local(directory: Path, text: str, request: GenerationRequest, started: _Started, streaming: bool) -> Answer:
-    from launch.checkpoints.calibrating import calibration_for
-    from launch.local.deployment import local_deployment
-    from launch.terminal.answering import answer
-    from models.checkpoint import load_checkpoint
-    from parties.client.client import Client
-
-    checkpoint = load_checkpoint(directory)
-    request = _of_prompt(request, checkpoint.tokenizer, text, checkpoint.architecture)
-    calibration = calibration_for(directory, request.suite)
-    shared_name = directory.resolve().name
-    with err.status("starting processes") as status, local_deployment(started.parties, started.device) as deployment:
-        status.update("sharing the model")
-        deployment.share_model(directory, shared_name, calibration.suites)
-        status.stop()
-        client = Client(deployment.client)
-        return answer(client, checkpoint.tokenizer, replace(request, model=shared_name), streaming, deployment.watched)
-
-
-def _of_prompt(
-    request: GenerationRequest, tokenizer: TextTokenizer, text: str, architecture: Architecture
-) -> GenerationRequest:
-    """Return the request with this prompt. What the model cannot do is refused before anything is started or sent."""
-    from models.generation import token_indices
-
-    request = replace(request, prompt_ids=tokenizer.encode(text))
-    token_indices(request.prompt_ids, architecture.vocabulary)
-    request.plan().check(architecture)
-    if request.draft is not None:
-        request.draft.check(architecture, tokenizer)
-    return request
-
-
-def _ask_running(config: RoleConfig, directory: Path, text: str, request: GenerationRequest, streaming: bool) -> Answer:
-    from launch.checkpoints.calibrating import warn_if_never_calibrated
-    from launch.terminal.answering import answer
-    from models.checkpoint import load_tokenizer, read_architecture
-    from parties.client.client import Client
-    from parties.client.model_reference import ModelReference
-
-    client = Client(config)
-    architecture = read_architecture(directory)
-    tokenizer = load_tokenizer(directory, architecture)
-    assert not isinstance(request.model, ModelReference)
-    reference = client.find_model(request.model or directory.resolve().name)
-    if reference.architecture != architecture:
-        raise ConfigurationError(
-            f"--model {directory} describes another architecture than the shared model '{reference.name}'; "
-            "give the folder whose config.json and tokenizer belong to it"
-        )
-    request = _of_prompt(replace(request, model=reference), tokenizer, text, architecture)
-    warn_if_never_calibrated(reference)
-    return answer(client, tokenizer, request, streaming)

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from launch.cli.options import ConfigOption, SupervisedOption, TrustAuthorityOption, model_option
+from launch.cli.options import MODEL_HELP, ConfigOption, SupervisedOption, TrustAuthorityOption, model_option
 from launch.local import supervision
 from mpc.errors import ConfigurationError
 
 
 def run(
     config: ConfigOption,
-    model: Annotated[Path | None, model_option("Hugging Face checkpoint directory, or GGUF file.")] = None,
+    model: Annotated[Path | None, model_option(MODEL_HELP)] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name that clients ask for; default: the folder's.")] = None,
     fraction_bits: Annotated[
         int, typer.Option("--fraction-bits", min=8, max=24, help="Precision of the shared weights.")

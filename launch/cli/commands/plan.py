@@ -10,11 +10,13 @@ import typer
 
 from launch.cli.options import (
     DEFAULT_SUITE,
+    SHAPE_HELP,
     JsonOption,
     PartiesOption,
     PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
+    shape_name,
     suite_options,
 )
 from launch.local.checks import check_suite
@@ -27,14 +29,12 @@ if TYPE_CHECKING:
 def run(
     model: Annotated[
         str,
-        typer.Option(
-            "--model", help="A known shape (gpt2, llama-2-7b ...), a checkpoint directory, its config.json, or a GGUF file."
-        ),
+        typer.Option("--model", help=SHAPE_HELP, callback=shape_name),
     ],
     prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")],
     new: Annotated[int, typer.Option("--new", min=1, help="Tokens to generate.")] = 32,
     suite: SuiteOption = DEFAULT_SUITE,
-    policy: PolicyOption = "mpcache",
+    policy: PolicyOption = "mpcache:preset=few-queries",
     parties: PartiesOption = 2,
     network: Annotated[
         str, typer.Option("--network", help="lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")

@@ -73,6 +73,12 @@ DropOption = Annotated[
         help="Leave out parameters that cannot be met, which X-Dropped-Parameters then names, instead of refusing them.",
     ),
 ]
+DefaultPrefixOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix", help="Registered prefix of requests that name none: a name, or auto, for what a prompt begins with."
+    ),
+]
 MaxBodyBytesOption = Annotated[int, typer.Option("--max-body-bytes", min=1024, help="Largest request.")]
 KeyFileOption = Annotated[
     Path | None,
@@ -104,6 +110,7 @@ def run(
     suite: SuiteOption = DEFAULT_SUITE,
     policy: PolicyOption = "full",
     draft: DraftOption = "off",
+    prefix: DefaultPrefixOption = None,
     suite_option: SuiteOptionsOption = None,
     allow_logits: AllowLogitsOption = False,
     fixed_length: FixedLengthOption = False,
@@ -142,6 +149,7 @@ def run(
         suite=spec,
         policy=policy,
         draft=drafting,
+        prefix=prefix,
         keys=keys if keys or insecure_no_key else _own_keys(config.parent),
         allow_logits=allow_logits,
         fixed_length=fixed_length,

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.cli.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOption, SuiteOptionsOption
+from launch.cli.options import (
+    DEFAULT_SUITE,
+    SHAPE_HELP,
+    PartiesOption,
+    PolicyOption,
+    SuiteOption,
+    SuiteOptionsOption,
+    shape_name,
+)
 from launch.terminal.console import byte_count, err, out
 from launch.terminal.outputs import check_writable_file
 
@@ -21,7 +29,7 @@ PROMPT = 128
 
 def run(
     trace: Annotated[Path, typer.Option("--out", help="File for the timeline (JSON); it must not exist.")],
-    shape: Annotated[str, typer.Option("--shape", help="A known shape or a config.json, as for `mpcache bench`.")] = "gpt2",
+    shape: Annotated[str, typer.Option("--model", "--shape", help=SHAPE_HELP, callback=shape_name)] = "gpt2",
     layers: Annotated[int | None, typer.Option("--layers", min=1, help="Only the first layers of the shape.")] = None,
     cached: Annotated[
         int | None, typer.Option("--cached", min=1, help=f"Tokens before the one that is traced.  [default: {CACHED}]")

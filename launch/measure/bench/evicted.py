@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launch.measure.bench.eviction import IMPORTANCE, EvictionProgram
+from launch.measure.bench.eviction import IMPORTANCE, EvictionProgram, changes_rows
 from launch.measure.bench.inputs import BenchInputs
 from launch.measure.bench.plan import BenchPlan
 from launch.measure.bench.run import Reports, read_reports, with_processes
@@ -44,14 +44,15 @@ class StageResult:
 
 @dataclass(frozen=True)
 class EvictionResult:
-    """stages: in order. kept: rows that stayed of plan.cached; same_as_plaintext: how many of them float arithmetic keeps
-    too (rounding can decide between importances that are equal but for 2^-13); max_error: of a row that stayed."""
+    """stages: in order. kept: rows that stayed of plan.cached, whole or as codecs hold them; same_as_plaintext: how many of
+    them float arithmetic keeps in every head (rounding can decide between importances that are equal but for 2^-13), None
+    for policies that change rows; max_error: of a row that stayed, or of a token's attention to all of them."""
 
     plan: BenchPlan
     ledgers: list[Ledger]
     stages: list[StageResult]
     kept: int
-    same_as_plaintext: int
+    same_as_plaintext: int | None
     max_error: float
     peak_rss_bytes: int
     dealer_peak_rss_bytes: int
@@ -108,20 +109,17 @@ def predict_eviction(plan: BenchPlan) -> Ledger:
 
 def _collected(plan: BenchPlan, folder: Path) -> EvictionResult:
     found = read_reports(plan, folder)
-    kept = found.output
-    before, expected = _plain(plan)
-    rows = _rows(kept, before)
-    plain_rows = _rows(expected, before)
-    exact = before[:, rows]
+    program = _plain(plan)
+    rows, same, error = _compared(program, found.output)
     prefix = f"{step_name(0)}/"
     names = list(dict.fromkeys(n.removeprefix(prefix) for n in found.dealer["seconds"] if n.startswith(prefix)))
     return EvictionResult(
         plan=plan,
         ledgers=found.ledgers,
         stages=[_stage(plan, found, name) for name in names],
-        kept=len(rows),
-        same_as_plaintext=len(set(rows) & set(plain_rows)),
-        max_error=float((kept - exact).abs().max()),
+        kept=rows,
+        same_as_plaintext=same,
+        max_error=error,
         peak_rss_bytes=max(r["peak_rss_bytes"] for r in found.parties),
         dealer_peak_rss_bytes=found.dealer["peak_rss_bytes"],
     )
@@ -151,24 +149,35 @@ def stage_cost(ledger: Ledger, where: str) -> Cost:
     return out
 
 
-def _plain(plan: BenchPlan) -> tuple[Tensor, Tensor]:
-    """Return (keys before, keys that stay) in float32, as float64 [G, S, C]."""
+def _plain(plan: BenchPlan) -> EvictionProgram:
+    """Return the program, run in float32."""
     source = RealInputs(BenchInputs(plan.shape, plan.seed, plan.parties))
     program = EvictionProgram(plan.model_copy(update={"repeat": 1}), PlainSuite(torch.float32), source)
     with torch.inference_mode():
         for _, work in program.segments():
             work()
-    return tensor_of(program.keys).double(), tensor_of(program.kept).double()
+    return program
 
 
-def _rows(kept: Tensor, before: Tensor) -> list[int]:
-    """Return which of the rows before, [G, S, C], each row that stayed is: the nearest one. Raises `RowsDiffer`.
+def _compared(program: EvictionProgram, found: Tensor) -> tuple[int, int | None, float]:
+    """Return what `EvictionResult` says of `kept`, `same_as_plaintext` and `max_error`. program: run in plaintext; found:
+    what the same program put out on shares."""
+    with torch.inference_mode():
+        expected = program.output().share.double()
+    if changes_rows(program.policy):
+        return sum(segment.length for segment in program.layer.segments), None, float((found - expected).abs().max())
+    before = tensor_of(program.keys).double()
+    rows, plain = (_rows(x, before) for x in (found, expected))
+    same = min(len(set(one) & set(other)) for one, other in zip(rows.tolist(), plain.tolist(), strict=True))
+    exact = before.gather(1, rows[..., None].expand(found.shape))
+    return rows.shape[1], same, float((found - exact).abs().max())
 
-    For policies that are `one_set_for_all_heads`.
-    """
-    flat, old = (x.permute(1, 0, 2).flatten(1) for x in (kept, before))
-    distances = torch.cdist(flat, old, p=float("inf"))
-    nearest = distances.argmin(1)
-    if bool((nearest.diff() <= 0).any()) or bool((distances.min(1).values > 1e-2).any()):
+
+def _rows(kept: Tensor, before: Tensor) -> Tensor:
+    """Return which of the rows before, [G, S, C], each row that stayed is: the nearest one of its head, [G, S']. Raises
+    `RowsDiffer`."""
+    distances = torch.cdist(kept, before, p=float("inf"))
+    nearest = distances.argmin(-1)
+    if bool((nearest.diff() <= 0).any()) or bool((distances.amin(-1) > 1e-2).any()):
         raise RowsDiffer("rows that stayed after the eviction are not rows from before it, in their order")
-    return [int(n) for n in nearest]
+    return nearest

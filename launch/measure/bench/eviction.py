@@ -14,10 +14,13 @@ from typing import Any
 from launch.measure.bench.plan import BenchPlan
 from launch.measure.bench.sources import step_name
 from models.attention import observe
-from models.cache import KVCache
+from models.cache import CachePolicy, KVCache, LayerCache
 from models.costs.program import CACHE, WARM_UP, Source, told
 from models.observation import Seen
 from models.policies import parse
+from models.policies.composition import System
+from models.policies.holding import Holding
+from models.segments import attention_over
 from mpc.ledger import stage
 from protocols.suite import OutputShare, Suite, Value
 
@@ -26,10 +29,12 @@ LAYER = 0
 
 
 class EvictionProgram:
-    """Cut where the tape is: nothing to load, the cache, then the stages of each repetition, the keys that stay.
+    """Cut where the tape is: nothing to load, the cache, then the stages of each repetition, what is left.
 
     asked: whose attention decides. seen: what it is; the warm-up takes it from the source: the attention is long enough
-    without. kept: the keys that stay, secret [G, S', C].
+    without. noted: the prompt's last queries, secret, for a policy that asks for them. layer: what is left of the cache.
+    probe: a token's queries, secret [G, R, C], where rows do not stay what they were: their attention to what is left tells
+    whether it is right.
     """
 
     def __init__(self, plan: BenchPlan, suite: Suite, source: Source) -> None:
@@ -44,8 +49,10 @@ class EvictionProgram:
         self.keys: Value
         self.values: Value
         self.queries: Value | None = None
+        self.noted: Value | None = None
+        self.probe: Value | None = None
         self.seen = Seen()
-        self.kept: Value
+        self.layer: LayerCache
 
     def go_on(self, suite: Suite, weights: dict[str, Value]) -> None:
         """Run what follows with another suite of the same role."""
@@ -61,8 +68,8 @@ class EvictionProgram:
             cache = self._cache()
             for title, work in self.policy.prompt_stages(self.suite, cache, LAYER, self.seen):
                 yield f"{name}/{title}", partial(self._timed, name, title, work)
-            self.kept, _ = cache.layers[LAYER].keys_and_values()
-        yield "logits", self._output
+            self.layer = cache.layers[LAYER]
+        yield "logits", self.output
 
     def _timed(self, name: str, title: str, work: Callable[[], Awaitable[None]]) -> None:
         async def run() -> None:
@@ -87,12 +94,18 @@ class EvictionProgram:
                 rows = (a.kv_heads, a.group * queries) if heads is None else (len(heads), queries)
                 self.queries = self._input("queries", *rows, a.head_channels)
                 self.seen = told(a, self.asked, tokens, lambda name, shape: self._input(name, *shape))
+            if noted := min(tokens, self.policy.noted_queries(tokens, LAYER)):
+                last = self._input("noted queries", a.kv_heads, a.group * noted, a.head_channels)
+                self.noted = await suite.mask_queries(last)
+            if changes_rows(self.policy):
+                self.probe = self._input("probe", a.kv_heads, a.group, a.head_channels)
 
     def _cache(self) -> KVCache:
         """Return a cache as the prompt leaves it."""
         cache = KVCache(self.architecture, self.policy)
         cache.prompt_tokens = self.plan.cached
         cache.layers[LAYER].k, cache.layers[LAYER].v = self.keys, self.values
+        cache.layers[LAYER].queries = self.noted
         return cache
 
     async def _attend(self) -> None:
@@ -103,6 +116,19 @@ class EvictionProgram:
         self.seen = await observe(suite, self.architecture, self._cache().layers[LAYER], q, self.asked)
         suite.flags()  # as at a session's output, so that each repetition deals the same
 
-    def _output(self) -> OutputShare:
+    def output(self) -> OutputShare:
+        """Return the share of the keys that stay, [G, S', C], or of the probe's attention, [G, R, C]."""
         with stage("logits"):
-            return self.suite.output(self.kept)
+            if self.probe is None:
+                return self.suite.output(self.layer.keys_and_values()[0])
+            return self.suite.output(self.suite.run(self._probed(self.probe)))
+
+    async def _probed(self, probe: Value) -> Value:
+        """Return the probe's attention to what is left, [G, R, C]."""
+        found, _ = await attention_over(self.suite, self.layer.segments, await self.suite.mask_queries(probe))
+        return found
+
+
+def changes_rows(policy: CachePolicy) -> bool:
+    """Whether something of what a policy leaves is not a row that there was: merged, of few bits, or of fewer channels."""
+    return isinstance(policy, Holding) or (isinstance(policy, System) and policy.axes.merge.keeps)

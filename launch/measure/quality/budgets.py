@@ -26,7 +26,8 @@ class Contender:
     def problem(self, architecture: Architecture, length: int) -> str | None:
         """Return why the policy cannot serve prompts of this length; None when it can."""
         try:
-            parse(self.policy, plaintext=True).check(architecture, length)
+            policy = parse(self.policy, plaintext=True)
+            policy.check(architecture, length + policy.probes)
         except ConfigurationError as error:
             return str(error)
         return None

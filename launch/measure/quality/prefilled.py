@@ -20,11 +20,12 @@ from torch.nn import functional
 from models.cache import CachePolicy, KVCache, Stage
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder
-from models.generation import prefill
+from models.episodes import with_probes
 from models.loaded import load_weights
 from models.masks import causal_mask
 from models.observation import Observation, Seen
 from models.policies import parse
+from models.prefill import prefill
 from protocols.observed import Attended, Observed
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.suite import Suite, Value
@@ -157,11 +158,12 @@ class PrefilledModel:
     def _begun(self, prompt: Prefilled, text: str) -> tuple[Decoder, KVCache, Tensor]:
         """Return a decoder, the cache that the policy leaves of the prompt, and the logits of the first token."""
         policy = parse(text, plaintext=True)
-        policy.check(self.architecture, prompt.tokens)
+        policy.check(self.architecture, prompt.tokens + policy.probes)
         decoder = Decoder(self.suite, self.architecture, self.weights, policy)
         cache = decoder.new_cache()
         if policy.evicts_within_prompt:
-            return decoder, cache, tensor_of(self.suite.run(prefill(decoder, cache, self._indices(prompt.ids))))
+            ids = with_probes(prompt.ids, policy.probes)
+            return decoder, cache, tensor_of(self.suite.run(prefill(decoder, cache, self._indices(ids))))
         cache.prompt_tokens = prompt.tokens
         for layer, entry in enumerate(cache.layers):
             entry.prompt_queries = prompt.queries[layer] if policy.plaintext_only else None

@@ -14,8 +14,10 @@ from launch.measure.selection_trace import Decision, noting
 from models.cache import KVCache
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder
-from models.generation import GenerationPlan, PlainModel, prefill, token_indices
+from models.episodes import probes, with_probes
+from models.generation import GenerationPlan, PlainModel, token_indices
 from models.policies import parse
+from models.prefill import prefill
 from protocols.suite import Suite, Value
 
 
@@ -39,6 +41,7 @@ class Runner:
     def answer(self, ids: Sequence[int], policy: str, new_tokens: int, decided: list[Decision] | None = None) -> list[int]:
         """Return greedily generated tokens, up to and with the first end-of-text token. decided: a list that gets what
         the policy decides."""
+        ids = with_probes(ids, parse(policy).probes)
         plan = GenerationPlan(len(ids), new_tokens, "greedy", policy)
         suite = None if decided is None else cast(Suite, noting(self.model.suite, decided))
         return self.model.generate(ids, plan, suite=suite)
@@ -46,7 +49,8 @@ class Runner:
     def losses(self, ids: Sequence[int], prompt_tokens: int, policy: str) -> list[float]:
         """Return -ln p of each token behind the prompt, given all before it; decoded one by one with the policy."""
         decoder = self.model.decoder(None, parse(policy))
-        rows = self._forced(decoder, decoder.new_cache(), ids[:-1], prompt_tokens)
+        asking = probes(ids[:prompt_tokens], decoder.policy.probes)
+        rows = self._forced(decoder, decoder.new_cache(), [*asking, *ids[:-1]], len(asking) + prompt_tokens)
         targets = torch.tensor(list(ids[prompt_tokens:]), device=rows.device)
         return [float(x) for x in torch.nn.functional.cross_entropy(rows.double(), targets, reduction="none")]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from starlette.applications import Starlette
@@ -27,6 +28,7 @@ from launch.serve.gateway.page import PAGE, page
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, Parameters, parse
 from launch.serve.gateway.patience import Patience
 from launch.serve.gateway.places import Places
+from launch.serve.gateway.prefixes import OFF
 from launch.serve.gateway.response_bodies import ResponseShape
 from launch.serve.gateway.responses import ResponsesParameters
 from launch.serve.gateway.settings import GatewaySettings
@@ -106,14 +108,14 @@ class Gateway:
 
     async def _completions(self, request: Request) -> Response:
         parameters = parse(CompletionParameters, await self._body(request), self.settings.drop_unsupported)
-        served = await self._served(parameters.model)
+        served = await self._served(parameters.model, parameters.prefix or self.settings.prefix)
         asked = await asyncio.to_thread(requests.completion, parameters, served, self.settings)
         shape = Choices(False, parameters.model, parameters.include_usage)
         return await self._answer(request, asked, shape, parameters)
 
     async def _chat(self, request: Request) -> Response:
         parameters = parse(ChatParameters, await self._body(request), self.settings.drop_unsupported)
-        served = await self._served(parameters.model)
+        served = await self._served(parameters.model, parameters.prefix or self.settings.prefix)
         asked = await asyncio.to_thread(requests.chat, parameters, served, self.settings)
         call = None if parameters.format is None else parameters.format.call
         shape = Choices(True, parameters.model, parameters.include_usage, call)
@@ -121,7 +123,7 @@ class Gateway:
 
     async def _responses(self, request: Request) -> Response:
         parameters = parse(ResponsesParameters, await self._body(request), self.settings.drop_unsupported)
-        served = await self._served(parameters.model)
+        served = await self._served(parameters.model, parameters.prefix or self.settings.prefix)
         asked = await asyncio.to_thread(requests.chat, parameters, served, self.settings)
         shape = ResponseShape(parameters.said(), None if parameters.format is None else parameters.format.call)
         return await self._answer(request, asked, shape, parameters)
@@ -168,12 +170,15 @@ class Gateway:
         patience = Patience(self.settings.party_seconds)
         self.catalogue.refresh(lambda reason: patience.progress(f"waiting for {reason}", 0, 0))
 
-    async def _served(self, name: str) -> Served:
-        """Return the model; parties are asked for one that is not known here alone. Raises `ApiError` 404."""
+    async def _served(self, name: str, prefix: str | None = None) -> Served:
+        """Return the model; parties are asked for one that is not known here alone, and now and then which prefixes there
+        are, where one is wanted. Raises `ApiError` 404."""
         known = self.catalogue.known(name)
-        if known is not None:
-            return known
-        await asyncio.to_thread(self._refresh)
+        if known is None:
+            await asyncio.to_thread(self._refresh)
+        elif prefix not in (None, OFF):
+            with suppress(MpcacheError):  # what is known will do
+                await asyncio.to_thread(self._refresh)
         return self.catalogue.find(name)
 
     # ---- answers -----------------------------------------------------------------------------------------------------
@@ -206,6 +211,8 @@ class Gateway:
         generation.start()
         exchange = Exchange(generation, shape, watcher, self.metrics)
         headers = {"X-Request-Id": shape.name}
+        if any(one.request.policy != self.settings.policy for one in asked):
+            headers["X-Cache-Policy"] = requests.WHOLE
         if parameters.dropped:
             headers["X-Dropped-Parameters"] = ", ".join(dict.fromkeys(parameters.dropped))
         try:

@@ -123,11 +123,18 @@ class Choices:
         return event_bytes({**self._head(True), "choices": [choice], **({"usage": None} if self.usage else {}), **more})
 
 
-def usage(answers: Sequence[Answer]) -> dict[str, int]:
+def cached_tokens(answers: Sequence[Answer]) -> int:
+    """Return how many tokens of prompts were those of registered prefixes."""
+    return sum(answer.done.cached_tokens for answer in answers if answer.done)
+
+
+def usage(answers: Sequence[Answer]) -> dict[str, Any]:
     """Return OpenAI's counts of tokens; an end-of-text token counts."""
     prompt = sum(answer.done.prompt_tokens for answer in answers if answer.done)
     new = sum(len(answer.done.result.tokens) for answer in answers if answer.done)
-    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+    counts = {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+    cached = cached_tokens(answers)
+    return {**counts, "prompt_tokens_details": {"cached_tokens": cached}} if cached else counts
 
 
 def findings(answers: Sequence[Answer]) -> dict[str, Any]:

@@ -100,7 +100,8 @@ class Catalogue:
                     words = self._default
                 if words is not None:
                     before = self._served.get(reference.id)
-                    found[reference.id] = before or Served(reference, words, int(time.time()))
+                    created = int(time.time()) if before is None else before.created
+                    found[reference.id] = Served(reference, words, created)
             self._served = found
             self._refreshed = time.monotonic()
 

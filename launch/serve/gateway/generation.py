@@ -18,6 +18,7 @@ from models.tokenizer.stop_strings import TextUntil
 from mpc.errors import MpcacheError
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client, GenerationResult
+from parties.client.prefixes import AUTO
 from parties.client.request import GenerationRequest
 from parties.wire.error_codec import public
 
@@ -50,12 +51,13 @@ class Text:
 @dataclass(frozen=True)
 class Done:
     """Answer number `index` is over. reason: OpenAI's "stop" or "length", or "range": a value left its declared range on the
-    way to the next token, and the answer ends before it."""
+    way to the next token, and the answer ends before it. cached_tokens: of the prompt's, those of a registered prefix."""
 
     index: int
     reason: str
     prompt_tokens: int
     result: GenerationResult
+    cached_tokens: int = 0
 
 
 @dataclass
@@ -178,4 +180,6 @@ class Generation:
         )
         self._glance.end(result)
         self._post(Text(index, text.flush()))
-        return Done(index, result.finish_reason, 0 if asked.again else len(request.prompt_ids), result)
+        cached = 0 if result.prefix is None or asked.again else result.prefix.tokens
+        prompt = 0 if asked.again else len(request.prompt_ids) + (cached if request.prefix != AUTO else 0)
+        return Done(index, result.finish_reason, prompt, result, cached)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,12 +12,17 @@ from launch.serve.gateway.formats import Held
 from launch.serve.gateway.generation import TextRequest
 from launch.serve.gateway.logits import Adjustment
 from launch.serve.gateway.parameters import MOST_ANSWERS, ChatParameters, CompletionParameters, Parameters
+from launch.serve.gateway.prefixes import behind
 from launch.serve.gateway.responses import ResponsesParameters
 from launch.serve.gateway.settings import GatewaySettings
+from models.architecture import Architecture
+from models.policies import parse
 from models.tokenizer.chat_template import TurnEnd
+from mpc.errors import ConfigurationError
 from parties.client.request import GenerationRequest
 from parties.client.sampling_params import SamplingParams
 
+WHOLE = "full"  # the policy that keeps and attends to every token
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 
 
@@ -61,10 +67,12 @@ def chat(parameters: ChatParameters | ResponsesParameters, served: Served, setti
 
 def _requests(parameters: Parameters, served: Served, settings: GatewaySettings, prompt: _Prompt) -> list[TextRequest]:
     """Return `n` requests of one prompt; of a seed each has the next one."""
-    most = _most_tokens(parameters, served, prompt)
+    prefix, ids, before = behind(served.reference, parameters.prefix or settings.prefix, prompt.ids)
+    most = _most_tokens(parameters, served, prompt, before)
     _check_logits(parameters, settings)
     format = parameters.format
     matcher = None if format is None else served.words.formats.matcher(format)
+    policy = fitting_policy(settings.policy, served.reference.architecture, before + len(prompt.ids))
     found = []
     for number in range(parameters.n or 1):
         params = _params(parameters, settings, prompt, most)
@@ -76,14 +84,28 @@ def _requests(parameters: Parameters, served: Served, settings: GatewaySettings,
             seed = None if params.seed is None else params.seed + number
             params = replace(params, adjust=adjust if held is None else held, seed=seed)
         draft = settings.draft if params.decoding == "greedy" else None
-        request = GenerationRequest(prompt.ids, params, settings.suite, settings.policy, served.reference, draft)
-        request.plan().check(served.reference.architecture)
+        request = GenerationRequest(ids, params, settings.suite, policy, served.reference, draft, prefix)
+        request.plan(before + len(prompt.ids) - len(ids)).check(served.reference.architecture)
         found.append(TextRequest(served, request, prompt.context, prompt.echo, parameters.most_likely, number > 0, held))
     return found
 
 
-def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt) -> int:
-    """Return the most tokens to generate. Raises `ApiError` for a prompt that the model cannot take, or one too long."""
+def fitting_policy(policy: str, architecture: Architecture, prompt_tokens: int) -> str:
+    """Return the policy, or "full" where its budget does not hold what always stays of so short a prompt, but would of the
+    longest one. Raises nothing: what no length mends, the request's plan refuses."""
+    known = parse(policy)
+    try:
+        known.check(architecture, prompt_tokens)
+    except ConfigurationError:
+        with suppress(ConfigurationError):
+            known.check(architecture, max(prompt_tokens, architecture.positions))
+            return WHOLE
+    return policy
+
+
+def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt, before: int) -> int:
+    """Return the most tokens to generate. before: tokens in front of the prompt. Raises `ApiError` for a prompt that the
+    model cannot take, or one too long."""
     architecture = served.reference.architecture
     ids, param = prompt.ids, prompt.param
     if not ids:
@@ -92,12 +114,13 @@ def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt) -> int
         raise invalid(
             f"a token of the prompt lies outside the vocabulary of {architecture.vocabulary}", param, "invalid_value"
         )
-    room = architecture.room(len(ids))
+    given = before + len(ids)
+    room = architecture.room(given)
     asked = parameters.most_tokens
     if room < 1 or (asked is not None and asked > room):
         raise invalid(
             f"This model's maximum context length is {architecture.positions + 1} tokens. However, you requested "
-            f"{len(ids) + (asked or 1)} tokens ({len(ids)} in the {param}, {asked or 1} in the completion). "
+            f"{given + (asked or 1)} tokens ({given} in the {param}, {asked or 1} in the completion). "
             "Please reduce the length of one or both.",
             param,
             "context_length_exceeded",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from launch.serve.gateway.bodies import findings, usage
+from launch.serve.gateway.bodies import cached_tokens, findings, usage
 from launch.serve.gateway.errors import ApiError
 from launch.serve.gateway.formats import Call
 from launch.serve.gateway.generation import Answer, Done, Text
@@ -38,7 +38,7 @@ class ResponseShape:
         counts = usage(answers)
         details: dict[str, Any] = {
             "input_tokens": counts["prompt_tokens"],
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": cached_tokens(answers), "cache_write_tokens": 0},
             "output_tokens": counts["completion_tokens"],
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": counts["total_tokens"],

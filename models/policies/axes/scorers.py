@@ -23,11 +23,12 @@ from protocols.suite import Suite, Value
 
 @dataclass
 class EvictionState(LayerState):
-    """kept: public number of tokens that stay. most: public, the most attention that a token can have got from the queries
-    that its score counts. learned: of the layer. scores [G, S], secret: what a scorer keeps of each cached token, masked for
-    reuse. threshold [1, 1], secret: of a merger (`models.policies.axes.similar`)."""
+    """kept: public number of tokens that stay. groups: of key/value heads. most: public, the most attention that a token can
+    have got from the queries that its score counts. learned: of the layer. scores [G, S], secret: what a scorer keeps of
+    each cached token, masked for reuse. threshold [1, 1], secret: of a merger (`models.policies.axes.similar`)."""
 
     kept: int = 0
+    groups: int = 0
     most: int = 0
     learned: Learned | None = None
     scores: Value | None = None
@@ -36,11 +37,16 @@ class EvictionState(LayerState):
 
 class Scorer(ABC):
     """How important a token is. sees_all: whether every query of a prompt counts. every_token: whether every decoded token's
-    attention counts, and not only that of tokens after which some go. decodes: whether it can score while decoding."""
+    attention counts, and not only that of tokens after which some go. decodes: whether it can score while decoding. probes:
+    see `CachePolicy.probes`."""
 
     sees_all: ClassVar[bool] = False
     every_token: ClassVar[bool] = False
     decodes: ClassVar[bool] = True
+
+    @property
+    def probes(self) -> int:
+        return 0
 
     @property
     def own_layers(self) -> int:

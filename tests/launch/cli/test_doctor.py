@@ -57,6 +57,16 @@ def test_crypten_is_not_needed_by_the_default_suite(monkeypatch: pytest.MonkeyPa
     assert found.found == "not installed; for the suite crypten alone: pip install --no-deps crypten==0.4.1"
 
 
+def test_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    assert doctor._proxies().found == "none"
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    found = doctor._proxies()
+    assert (found.found, found.remedy) == ("https_proxy: for downloads alone, peers are reached directly", "")
+
+
 def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "version", lambda name: "1.0")
     assert doctor._package("torch").remedy.startswith("pip install 'torch>=")

@@ -13,18 +13,34 @@ from tests.models.policies.policy_cases import Case, tiny
 from tests.protocols.suite_harness import run_plain
 
 BAD = [
-    ("mpcache:dynamic=0", 64, "policy mpcache: dynamic = 0.0 must be a share above 0 and up to 1"),
-    ("mpcache:static=1.01", 64, "policy mpcache: static = 1.01 must be a share above 0 and up to 1"),
+    ("mpcache:preset=clusters,dynamic=0", 64, "policy mpcache: dynamic = 0.0 must be a share above 0 and up to 1"),
+    ("mpcache:preset=clusters,static=1.01", 64, "policy mpcache: static = 1.01 must be a share above 0 and up to 1"),
     ("h2o:budget=nan", 64, "policy h2o: budget = nan must be a share above 0 and up to 1"),
     ("tova:budget=inf", 64, "policy tova: budget = inf must be a share above 0 and up to 1"),
-    ("mpcache:fine=16,coarse=40", 64, "clusters do not nest: coarse = 40 must be a multiple of fine = 16 and larger"),
-    ("mpcache:static=1", 100, "dynamic = 0.1 attends to 10 of 100 tokens, fewer than sinks = 4 and window = 12; raise"),
+    (
+        "mpcache:preset=clusters,fine=16,coarse=40",
+        64,
+        "clusters do not nest: coarse = 40 must be a multiple of fine = 16 and larger",
+    ),
+    (
+        "mpcache:preset=clusters,static=1",
+        100,
+        "dynamic = 0.1 attends to 10 of 100 tokens, fewer than sinks = 4 and window = 12; raise",
+    ),
     ("mpcache", 30, "static = 0.4 keeps 12 of 30 tokens, which does not hold sinks = 4, window = 12 and one more; raise"),
     ("mpcache", 7, "static = 0.4 keeps 3 of 7 tokens, which does not hold sinks = 4, window = 12 and one more; raise"),
     ("streaming-llm:budget=0.05", 60, "budget = 0.05 keeps 3 of 60 tokens, which does not hold sinks = 4"),
     ("snapkv", 20, "budget = 0.1 keeps 2 of 20 tokens, which does not hold window = 32"),
-    ("mpcache:sharing=5", 64, "sharing = 5 must be at most 4: what tokens receive in all layers of a group is added up"),
-    ("mpcache:static=1,dynamic=1,sharing=3", 64, "needs 5 layers, the model has 4; lower them, or set sharing=1"),
+    (
+        "mpcache:preset=clusters,sharing=5",
+        64,
+        "sharing = 5 must be at most 4: what tokens receive in all layers of a group is added up",
+    ),
+    (
+        "mpcache:preset=clusters,static=1,dynamic=1,sharing=3",
+        64,
+        "needs 5 layers, the model has 4; lower them, or set sharing=1",
+    ),
     ("shared:layers=3|quest", 64, "layers = 3 behind the first apart = 2 needs 5 layers, the model has 4"),
 ]
 
@@ -50,10 +66,10 @@ def test_each_is_refused_by_the_policy_itself(policy: str, prompt: int) -> None:
 
 
 DEGENERATE = [
-    ("mpcache:static=1,dynamic=0.9,sharing=1", 12),  # nothing between sinks and window
-    ("mpcache:static=1,dynamic=0.9,sharing=1,sinks=0,window=0", 7),  # no whole cluster of 8
-    ("mpcache:static=1,dynamic=0.9,sharing=1,fine=16,sinks=0,window=0", 15),
-    ("mpcache:static=1,dynamic=1,sharing=1,fine=64,coarse=128", 40),
+    ("mpcache:preset=clusters,static=1,dynamic=0.9,sharing=1", 12),  # nothing between sinks and window
+    ("mpcache:preset=clusters,static=1,dynamic=0.9,sharing=1,sinks=0,window=0", 7),  # no whole cluster of 8
+    ("mpcache:preset=clusters,static=1,dynamic=0.9,sharing=1,fine=16,sinks=0,window=0", 15),
+    ("mpcache:preset=clusters,static=1,dynamic=1,sharing=1,fine=64,coarse=128", 40),
     ("quest:budget=0.01,page=64,skip=0", 40),  # the only page is the unfilled one
     ("dynamic-top-k:budget=0.99", 3),
 ]

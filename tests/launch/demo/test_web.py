@@ -121,7 +121,7 @@ def test_a_program_is_told_of_and_unchanged() -> None:
     ("options", "said"),
     [
         (["--web", "--policy", "nothing"], "unknown cache policy 'nothing'"),
-        (["--web", "--policy", "mpcache:sharing=1", "--tokens", "64"], "attends to 6 of 64 tokens"),
+        (["--web", "--policy", "mpcache:preset=clusters,sharing=1", "--tokens", "64"], "attends to 6 of 64 tokens"),
         (["--web", "--lab", "lan"], "--lab cannot be combined with --web"),
         (["--web", "--tokens", "3"], "--tokens 3"),
         (["--port", "8000"], "--port needs --web"),

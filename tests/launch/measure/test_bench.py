@@ -31,7 +31,7 @@ KEYS = (
     "offline_bytes_total seconds_median dealer_seconds max_logit_error peak_rss_bytes"
 )
 POLICIES = (
-    "mpcache:static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1",
+    "mpcache:preset=clusters,static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1",
     "shared:layers=2,apart=0|quest:budget=0.3,page=4,skip=0",
     "h2o:budget=0.3",
     "tova:budget=0.3",

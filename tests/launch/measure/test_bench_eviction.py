@@ -20,7 +20,7 @@ from launch.measure.bench.sources import RealInputs, SharedInputs
 from models.architecture import Architecture
 from models.attention import observe
 from models.cache import KVCache
-from models.costs.program import NoInputs
+from models.costs.program import NoInputs, Source
 from models.costs.tracing import Setting
 from models.policies import parse
 from models.shapes import SHAPES, with_layers
@@ -28,10 +28,10 @@ from mpc.fixed_point import decode
 from mpc.ledger import Cost, Ledger
 from mpc.ring import reduce
 from protocols.plain.suite import PlainSuite, tensor_of
-from protocols.suite import OutputShare
+from protocols.suite import OutputShare, Suite
 from tests.launch.conftest import Command
 
-POLICY = "mpcache:static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
+POLICY = "mpcache:preset=clusters,static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
 STAGES = ["importance", "keep-set", "compaction", "masking again", "clusters"]
 TOKENS, KEPT = 64, 32
 
@@ -120,8 +120,45 @@ def test_threads_of_one_process(suite: str, parties: int) -> None:
     total = reduce(torch.stack([s.share for s in shares]).sum(0), shares[0].bits)
     kept = decode(total, shares[0].fraction_bits, shares[0].bits)
     keys, stay = by_hand(made)
-    assert module._rows(kept, keys) == stay
+    assert module._rows(kept, keys).tolist() == [stay] * keys.shape[0]
     assert (kept - keys[:, stay]).abs().max() < 1e-3
+
+
+def compared(made: BenchPlan) -> tuple[int, int | None, float]:
+    """What parties in threads are left with, against plaintext."""
+    inputs = BenchInputs(made.shape, made.seed, made.parties)
+
+    def run(suite: Suite, source: Source) -> OutputShare:
+        with torch.inference_mode():
+            *_, output = (work() for _, work in EvictionProgram(made, suite, source).segments())
+        assert isinstance(output, OutputShare)
+        return output
+
+    def party(channel: Any, tape: Any) -> OutputShare:
+        return run(made.make_suite(tape, channel), SharedInputs(inputs, channel.party))
+
+    found, _ = run_in_process(made.parties, party, lambda tape: run(made.make_suite(tape, None), NoInputs()))
+    total = reduce(torch.stack([s.share for s in found]).sum(0), found[0].bits)
+    return module._compared(module._plain(made), decode(total, found[0].fraction_bits, found[0].bits))
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept", "same"),
+    [
+        ("think:keep=0.5,window=8|full", 64, None),
+        ("think:keep=0.5,window=8|snapkv:budget=0.5,window=8", 32, None),
+        ("mikv:budget=0.25,fraction_bits=4", 64, None),
+        ("merge|snapkv:budget=0.5,window=8", 32, None),
+        ("snapkv:budget=0.5,window=8", 32, 32),
+    ],
+)
+def test_what_other_policies_leave(policy: str, kept: int, same: int | None) -> None:
+    """Rows of each head, or where they were changed the attention to them."""
+    rows, found, error = compared(plan(policy=policy, repeat=1))
+    assert (rows, found) == (kept, same)
+    assert error < 2e-2
+    names = {name.removeprefix("step 0/") for name, _ in predict_eviction(plan(policy=policy)).costs if "step 0" in name}
+    assert ("holding" in names) == policy.startswith("think")
 
 
 def test_plaintext_keeps_what_the_definition_says() -> None:
@@ -130,7 +167,7 @@ def test_plaintext_keeps_what_the_definition_says() -> None:
     for _, work in program.segments():
         work()
     keys, stay = by_hand(made)
-    assert torch.equal(tensor_of(program.kept), keys[:, stay])
+    assert torch.equal(tensor_of(program.layer.keys_and_values()[0]), keys[:, stay])
 
 
 def _layer(a: Architecture, setting: Setting, prompt: int, observed: int) -> Cost:
@@ -164,7 +201,8 @@ def test_the_stages_are_what_a_session_does_after_a_prompt() -> None:
 
 def test_rows_that_changed_or_moved_are_noticed(tmp_path: Path) -> None:
     before = torch.randn(2, 9, 4, dtype=torch.float64)
-    assert module._rows(before[:, [0, 3, 8]], before) == [0, 3, 8]
+    assert module._rows(before[:, [0, 3, 8]], before).tolist() == [[0, 3, 8]] * 2
+    assert module._rows(torch.stack([before[0, [0, 3]], before[1, [1, 8]]]), before).tolist() == [[0, 3], [1, 8]]
     for wrong in (before[:, [3, 0, 8]], before[:, [0, 0, 8]], before[:, [0, 3, 8]] + 0.1):
         with pytest.raises(RowsDiffer, match="are not rows from before it, in their order"):
             module._rows(wrong, before)
@@ -174,7 +212,8 @@ def test_rows_that_changed_or_moved_are_noticed(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--prefill", 9, "--policy", "mpcache"), "--eviction needs --cached N"),
-        (("--cached", 9), "--eviction measures mpcache's stages, not those of 'full': set --policy mpcache"),
+        (("--cached", 9), "--eviction measures what a policy does once after a prompt, without"),
+        (("--cached", 90, "--policy", "locret"), "weights that it has learned, and 'locret' is none of these"),
         (("--cached", 25, "--policy", "mpcache"), "static = 0.4 keeps 10 of 25 tokens, which does not hold sinks = 4"),
     ],
 )

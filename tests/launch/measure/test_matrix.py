@@ -118,7 +118,7 @@ def test_estimates_count_what_a_trace_counts() -> None:
 def test_an_estimate_of_several_tokens_is_their_mean() -> None:
     """Of four tokens one begins a cluster, which takes no comparison; some have so few scores to choose from that they are
     counted."""
-    policy = "mpcache:static=1,dynamic=0.5,fine=4,levels=1,sinks=1,window=2,sharing=1"
+    policy = "mpcache:preset=clusters,static=1,dynamic=0.5,fine=4,levels=1,sinks=1,window=2,sharing=1"
     cell = Cell(measure="estimate", model="tiny", policy=policy, prompt=21, new_tokens=4)
     a, setting = bench_plan(cell).shape, Setting("masked", 2, policy)
     steps = [found.ledger.total(f"{STEP}/") for found in trace_session(a, setting, 21, 5)][1:]

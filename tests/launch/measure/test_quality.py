@@ -65,7 +65,12 @@ def test_the_full_cache_keeps_all_attention(gpt2: Case, grouped: Case, tmp_path:
             assert found.mass == pytest.approx((1.0, 1.0), abs=1e-6)
     assert gpt2.watch("full").attended == gpt2.watch("full").kept == sum(t + 1 for t in STEPS) / NEW
     assert window.watch("full").attended == window.watch("full").kept == 5
-    for policy in ("tova:budget=1", "h2o:budget=1", "quest:budget=1", "mpcache:static=1,dynamic=1,sharing=1"):
+    for policy in (
+        "tova:budget=1",
+        "h2o:budget=1",
+        "quest:budget=1",
+        "mpcache:preset=clusters,static=1,dynamic=1,sharing=1",
+    ):
         assert grouped.watch(policy).mass == pytest.approx((1.0, 1.0), abs=1e-6)
 
 
@@ -139,7 +144,7 @@ def test_agreement_and_recall() -> None:
 def test_budgets_go_where_they_are_open() -> None:
     assert with_budget("full", 0.1) == "full"
     assert with_budget("tova", 0.1) == "tova:budget=0.1"
-    assert with_budget("mpcache:sharing=1", 0.25) == "mpcache:sharing=1,dynamic=0.25"
+    assert with_budget("mpcache:preset=clusters,sharing=1", 0.25) == "mpcache:preset=clusters,sharing=1,dynamic=0.25"
     assert with_budget("h2o:budget=0.5", 0.1) == "h2o:budget=0.5"
     assert with_budget("chunked:tokens=9|full@0-1;quest:skip=0", 0.1) == "chunked:tokens=9|full@0-1;quest:skip=0,budget=0.1"
     assert with_budget("tova@0;h2o", 0.1) == "tova:budget=0.1@0;h2o:budget=0.1"

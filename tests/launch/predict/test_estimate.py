@@ -273,7 +273,7 @@ def test_wrong_arguments(command: Command, arguments: tuple[str, ...], message: 
 def test_votes_of_the_most_layers_that_may_share_fit_their_ring(heads: int, observed: int) -> None:
     """Counts just below powers of two, which leave the least room."""
     model = llama(layers=4, kv_heads=heads)
-    policy = f"mpcache:apart=0,sharing=4,observed={observed}"
+    policy = f"mpcache:preset=clusters,apart=0,sharing=4,observed={observed}"
     assert estimate(model, Setting("masked", policy=policy), 256, 1).total.total("rounds") > 0
 
 
@@ -291,7 +291,9 @@ def test_a_token_of_gpt2(prefer: str, layer: int, choice: int, dealt: float) -> 
 @pytest.mark.parametrize(("prefer", "rounds", "dealt"), [("auto", 247, 21.8e6), ("rounds", 232, 43.6e6)])
 def test_a_token_of_gpt2_that_chooses(prefer: str, rounds: int, dealt: float) -> None:
     """Mean of 63 tokens behind 960 others with clusters: seven layers choose, five take a choice."""
-    found = estimate(SHAPES["gpt2"], Setting("masked", policy="mpcache", options={"prefer": prefer}), 960, 64)
+    found = estimate(
+        SHAPES["gpt2"], Setting("masked", policy="mpcache:preset=clusters", options={"prefer": prefer}), 960, 64
+    )
     each = {name: found.further.total(name) / 63 for name in ("rounds", "offline_bytes", "bytes_sent")}
     assert each["rounds"] <= rounds
     assert each["offline_bytes"] <= dealt

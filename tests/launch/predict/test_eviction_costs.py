@@ -9,8 +9,8 @@ from models.architecture import Architecture
 from models.costs.tracing import STEP, Setting, trace_step
 from tests.models.policies.policy_cases import tiny
 
-POLICY = "mpcache:static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
-WITHOUT = "mpcache:static=1,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
+POLICY = "mpcache:preset=clusters,static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
+WITHOUT = "mpcache:preset=clusters,static=1,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
 SHAPES = [tiny(layers=3), tiny(heads=4, groups=2, layers=2)]
 
 

@@ -17,7 +17,7 @@ from mpc.errors import ConfigurationError
 from tests.launch.conftest import Command
 from tests.models.policies.policy_cases import tiny
 
-POLICY = "mpcache:static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
+POLICY = "mpcache:preset=clusters,static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
 
 
 def test_a_price_is_what_a_step_costs() -> None:
@@ -31,8 +31,8 @@ def test_a_price_is_what_a_step_costs() -> None:
 @pytest.mark.parametrize("suite", ["masked", "crypten"])
 def test_the_best_alternative_is_the_cheapest(suite: str) -> None:
     plan = make_plan(tiny(), Setting(suite, 2, POLICY), Lengths(96, 400), find_network("0,1"))
-    assert len(plan.choices) == 8
-    assert len({c.policy for c in plan.choices}) == 8
+    assert len(plan.choices) == 9
+    assert len({c.policy for c in plan.choices}) == 9
     usable = [c for c in plan.choices if not c.problem]
     assert plan.total_seconds(plan.best) == min(plan.total_seconds(c) for c in [*usable, plan.full])
     for choice in usable:
@@ -46,19 +46,29 @@ def test_the_best_alternative_is_the_cheapest(suite: str) -> None:
 def test_where_only_round_trips_count_the_full_cache_is_best() -> None:
     plan = make_plan(tiny(), Setting("masked", 2, POLICY), Lengths(96, 8), find_network("50,100000"))
     assert plan.best is plan.full
-    assert all(plan.pays_after(c) == float("inf") for c in plan.choices if not c.problem)
+    assert all(plan.pays_after(c) == float("inf") for c in plan.choices[1:] if not c.problem)
+    assert plan.choices[0].token.rounds == plan.full.token.rounds  # all that stays: no choice
 
 
 def test_other_policies_and_short_prompts_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="policy 'quest' has no alternatives to plan"):
         make_plan(tiny(), Setting("masked", 2, "quest"), Lengths(96, 8), find_network("lan"))
-    with pytest.raises(ConfigurationError, match=r"no alternative fits: policy mpcache: dynamic = 0\.1 attends to 10"):
-        make_plan(tiny(), Setting("masked", 2, "mpcache:sharing=1,static=1"), Lengths(96, 8), find_network("lan"))
+    with pytest.raises(ConfigurationError, match=r"no alternative fits: policy mpcache: static = 0\.1 keeps 10"):
+        make_plan(
+            tiny(), Setting("masked", 2, "mpcache:preset=clusters,sharing=1,static=0.1"), Lengths(96, 8), find_network("lan")
+        )
 
 
 def test_the_command_explains(command: Command) -> None:
     found = command(
-        "plan", "--model", "gpt2", "--prompt", "96", "--policy", "mpcache:fine=4,coarse=8,sinks=4,window=4", "--explain"
+        "plan",
+        "--model",
+        "gpt2",
+        "--prompt",
+        "96",
+        "--policy",
+        "mpcache:preset=clusters,fine=4,coarse=8,sinks=4,window=4",
+        "--explain",
     )
     assert found.code == 0
     assert "full cache" in found.out

@@ -69,11 +69,17 @@ def deployed(folder: Path, checkpoint: Path, name: str = "tiny", **settings: Any
         yield deployment, toy, write_letters(folder / "letters", checkpoint)
 
 
+def write_bytes(checkpoint: Path) -> Path:
+    """Put a tokenizer of bytes with a chat template into the folder of a checkpoint of 256 tokens."""
+    byte_tokenizer(checkpoint)
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    return checkpoint
+
+
 @contextmanager
 def deployed_bytes(folder: Path, checkpoint: Path, **settings: Any) -> Iterator[tuple[Deployment, Toy, Path]]:
     """The same with a tokenizer of bytes, for a checkpoint of 256 tokens, in its own folder."""
-    byte_tokenizer(checkpoint)
-    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    write_bytes(checkpoint)
     toy = Toy(rounds=1)
     with Deployment(folder / "deployment", 2, toy.program, **settings) as deployment:
         deployment.share(checkpoint, "tiny")

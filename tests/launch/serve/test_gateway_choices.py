@@ -220,6 +220,21 @@ def test_what_is_dropped(parts: Any) -> None:
         assert status == 400  # what is wrong is still said
 
 
+def test_a_prompt_too_short_for_the_policy(parts: Any) -> None:
+    """It is served as a whole; one that is long enough is not, and what no length mends is refused."""
+    asked: dict[str, Any] = {"model": "tiny", "max_tokens": 1}
+    with serving(*parts, policy="streaming-llm:budget=0.5,sinks=4") as running:
+        for prompt, wanted in (("ab", "full"), ("·" * 20, None)):
+            status, headers, _ = request(running, "/v1/completions", {**asked, "prompt": prompt})
+            assert (status, headers.get("x-cache-policy")) == (200, wanted)
+        both = {**asked, "prompt": ["ab", "·" * 20]}
+        assert request(running, "/v1/completions", both)[1]["x-cache-policy"] == "full"
+    with serving(*parts, policy="mpcache:static=1,dynamic=1,sharing=3") as running:
+        status, _, text = request(running, "/v1/completions", {**asked, "prompt": "ab"})
+        assert status == 400
+        assert b"needs 5 layers, the model has 1" in text
+
+
 def test_what_answers_carry_comes_back(gateway: Running) -> None:
     """Histories made of `message.model_dump()`."""
     messages: Any = [{"role": "user", "content": "a"}]

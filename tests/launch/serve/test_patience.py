@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -48,7 +49,7 @@ def test_a_role_that_is_gone(gateway: Running, role: str, stream: bool) -> None:
 
 def test_what_patience_hears(monkeypatch: pytest.MonkeyPatch) -> None:
     now, heard = [0.0], list[str]()
-    monkeypatch.setattr(patience.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: now[0]))
     one = Patience(5.0, lambda stage, done, total: heard.append(stage))
 
     def hear(at: float, stage: str) -> None:

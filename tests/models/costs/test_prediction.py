@@ -62,12 +62,12 @@ def test_like_sessions_share_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("policy", "layers"),
     [
-        ("mpcache:dynamic=0.5,sinks=1,window=2", 5),
-        ("mpcache:dynamic=0.5,sinks=1,window=2,apart=0,sharing=3", 7),
+        ("mpcache:preset=clusters,dynamic=0.5,sinks=1,window=2", 5),
+        ("mpcache:preset=clusters,dynamic=0.5,sinks=1,window=2,apart=0,sharing=3", 7),
         ("quest:budget=0.5", 4),
         ("full@0-1;h2o:budget=0.5", 4),
-        ("chunked:tokens=16|mpcache:dynamic=0.5,sinks=1,window=2", 5),
-        ("batches:tokens=16,ahead=4|mpcache:dynamic=0.5,sinks=1,window=2", 5),
+        ("chunked:tokens=16|mpcache:preset=clusters,dynamic=0.5,sinks=1,window=2", 5),
+        ("batches:tokens=16,ahead=4|mpcache:preset=clusters,dynamic=0.5,sinks=1,window=2", 5),
         ("batches:tokens=12,ahead=0|full@0-1;h2o:budget=0.5", 4),
     ],
 )

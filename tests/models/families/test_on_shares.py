@@ -12,7 +12,12 @@ from tests.tools.family_sweep import LENGTH, sweep
 
 ONE_EACH = [
     ("qwen3", "masked", 2, "full"),  # normalised queries and keys
-    ("gpt-neox", "masked", 3, "mpcache:static=1,dynamic=1,sharing=1"),  # parts beside each other, a part of the channels
+    (
+        "gpt-neox",
+        "masked",
+        3,
+        "mpcache:preset=clusters,static=1,dynamic=1,sharing=1",
+    ),  # parts beside each other, a part of the channels
     ("gemma2", "masked", 2, "full"),  # soft caps, norms on both sides, windows
     ("olmo2", "masked", 3, "full"),  # norms after a part alone
     ("falcon-40b", "masked", 2, "chunked:tokens=4|full"),

@@ -20,9 +20,10 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.costs.estimation import Tracer, estimate
 from models.costs.tracing import Setting
 from models.decoder import Decoder
-from models.generation import GenerationPlan, PlainModel, generate, generate_plain, prefill
+from models.generation import GenerationPlan, PlainModel, generate, generate_plain
 from models.loaded import load_weights
 from models.policies import parse
+from models.prefill import prefill
 from models.recall.documents import evaluation_cases
 from models.shapes import SHAPES, with_layers, with_positions
 from mpc.errors import ConfigurationError
@@ -48,6 +49,7 @@ class ByHand:
         self.a = checkpoint.architecture
         self.w = {name: checkpoint.weights[name].double().numpy() for name in self.a.weight_shapes()}
         self.drop, self.observed, self.accumulates = drop, observed, accumulates
+        self.joined: Any = np.add  # what a token gets from a query and a head, to what it got before
         self.there: list[list[list[int]]] = [[[] for _ in range(self.a.kv_heads)] for _ in range(self.a.layers)]
         self.k: list[dict[int, np.ndarray]] = [{} for _ in range(self.a.layers)]
         self.v: list[dict[int, np.ndarray]] = [{} for _ in range(self.a.layers)]
@@ -103,7 +105,7 @@ class ByHand:
                 out[n, h] = sum(weight * v[t][g] for weight, t in zip(p, seen, strict=True))
                 if n >= len(places) - observed:
                     count = min(len(seen), len(before) + own)
-                    mass[g][:count] += p[:count]
+                    mass[g][:count] = self.joined(mass[g][:count], p[:count])
         x = x + self._linear(out.reshape(len(x), -1), f"{at}.attention.out")
         for n in range(own):
             self.k[layer][places[n]], self.v[layer][places[n]] = k[places[n]], v[places[n]]
@@ -165,7 +167,7 @@ def h2o(kept: dict[int, int]) -> Drop:
 
 KEPT = {6: 6, 16: 10, 26: 13, 36: 18}  # half of the tokens so far, at least a batch of 10; 18 of 36 stay
 ALWAYS_18 = {6: 18, 16: 18, 26: 18, 36: 18}
-MPCACHE = "mpcache:static=0.5,dynamic=1,sinks=2,window=3,sharing=1"
+MPCACHE = "mpcache:preset=clusters,static=0.5,dynamic=1,sinks=2,window=3,sharing=1"
 CASES = [
     ("batches:tokens=10,ahead=4|snapkv:budget=0.5,window=4,kernel=3", snapkv(KEPT, 4), 4, 4, False),
     ("batches:tokens=10,ahead=0|snapkv:budget=0.5,window=4,kernel=3", snapkv(KEPT, 4), 4, 0, False),
@@ -206,7 +208,7 @@ def test_what_stays_and_the_logits_by_hand(
 ON_SHARES = [
     "batches:tokens=16,ahead=8|snapkv:budget=0.5,window=6,kernel=3",
     "batches:tokens=16,ahead=8|h2o:budget=0.4",
-    "batches:tokens=16,ahead=4|mpcache:static=0.5,dynamic=1,fine=4,sinks=4,window=4,following=2,sharing=1",
+    "batches:tokens=16,ahead=4|mpcache:preset=clusters,static=0.5,dynamic=1,fine=4,sinks=4,window=4,following=2,sharing=1",
     "batches:tokens=16,ahead=1|tova:budget=0.4",
     "batches:tokens=16,keep=24|streaming-llm:budget=0.4",
     "batches:tokens=16,ahead=8|cake:budget=0.5,window=8",
@@ -287,7 +289,7 @@ def test_one_batch_is_the_policy_alone(inner: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "inner", ["snapkv:budget=1,window=4", "h2o:budget=1", "mpcache:static=1,dynamic=1,sharing=1,window=3"]
+    "inner", ["snapkv:budget=1,window=4", "h2o:budget=1", "mpcache:preset=clusters,static=1,dynamic=1,sharing=1,window=3"]
 )
 def test_keeping_everything_is_the_full_cache_in_batches(inner: str, tmp_path: Path) -> None:
     checkpoints.save("llama-grouped", tmp_path)
@@ -315,7 +317,7 @@ def test_authors_thresholds_need_the_whole_prompt() -> None:
     with pytest.raises(
         ConfigurationError, match="policy batches: scoring=authors inside decides by a whole prompt's queries"
     ):
-        parse("batches:tokens=64|mpcache:scoring=authors,sharing=1", plaintext=True)
+        parse("batches:tokens=64|mpcache:preset=clusters,scoring=authors,sharing=1", plaintext=True)
 
 
 # ---- costs ---------------------------------------------------------------------------------------------------------

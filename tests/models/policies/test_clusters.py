@@ -21,7 +21,7 @@ from tests.protocols.suite_harness import run_plain
 )
 def test_clusters_grow_with_the_cache(prompt: int, kept: int, fine: int) -> None:
     """The multiple of 8 from sqrt(0.6 kept) on: 0.6 * 106 is below 64, 0.6 * 107 above."""
-    sizes = MPCache().sizes(kept)
+    sizes = MPCache(fine=0).sizes(kept)
     assert (sizes.fine, sizes.coarse) == (fine, 2 * fine)
     assert MPCache(levels=2, fine=4).sizes(kept) == MPCache(fine=4, coarse=8).sizes(kept)
     assert not MPCache().two_levels
@@ -77,7 +77,7 @@ def test_layers_that_take_a_choice_describe_nothing(text: str, describing: list[
 )
 def test_which_tokens_pay_for_the_description_of_a_cluster(suite: str, window: int, compares: list[bool]) -> None:
     """A prompt of a sink and six clusters of four; the seventh begins with the first token and ends with the fourth."""
-    setting = Setting(suite, 2, f"mpcache:static=1,dynamic=0.4,fine=4,sinks=1,window={window},sharing=1")
+    setting = Setting(suite, 2, f"mpcache:preset=clusters,static=1,dynamic=0.4,fine=4,sinks=1,window={window},sharing=1")
     steps = [step.ledger.costs for step in trace_session(tiny(), setting, 25, 5)][1:]
     rounds = [sum(cost.rounds for (where, _), cost in costs.items() if where.startswith(STEP)) for costs in steps]
     maxima = [sum(cost.bytes_sent for (_, op), cost in costs.items() if op == "max") for costs in steps]

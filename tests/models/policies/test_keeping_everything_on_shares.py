@@ -31,7 +31,7 @@ from tests.models.policies.test_policies import EVERYTHING
 from tests.models.test_decoder import saved
 
 NEW = 2
-WRAPPED = ["full@0;mpcache:static=1,dynamic=1,sharing=1", "shared:layers=2,apart=0|quest:budget=1"]
+WRAPPED = ["full@0;mpcache:preset=clusters,static=1,dynamic=1,sharing=1", "shared:layers=2,apart=0|quest:budget=1"]
 
 
 def reseed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,12 @@ def test_tokens_logits_and_costs_are_those_of_the_full_cache(
     _, checkpoint, ids = saved("llama-grouped", tmp_path)
     ids = ids[:4]
     found = {}
-    for text in ("full", *EVERYTHING, *WRAPPED, "mpcache:static=1,dynamic=0.6,sharing=1,fine=2,coarse=4,sinks=1,window=1"):
+    for text in (
+        "full",
+        *EVERYTHING,
+        *WRAPPED,
+        "mpcache:preset=clusters,static=1,dynamic=0.6,sharing=1,fine=2,coarse=4,sinks=1,window=1",
+    ):
         reseed(monkeypatch)
         found[text] = run(checkpoint, ids, text, suite)
     *same, other = [text for text in found if text != "full"]

@@ -18,12 +18,13 @@ from models.checkpoint import load_checkpoint, read_architecture
 from models.costs.estimation import estimate
 from models.costs.tracing import Setting
 from models.decoder import Decoder
-from models.generation import GenerationPlan, PlainModel, generate, generate_plain, prefill
+from models.generation import GenerationPlan, PlainModel, generate, generate_plain
 from models.learned import check_learned, with_learned
 from models.loaded import load_weights
 from models.observation import Observation, Seen
 from models.policies import parse
 from models.policy_file import write
+from models.prefill import prefill
 from models.shapes import SHAPES, with_layers, with_positions
 from mpc.errors import CheckpointError, ConfigurationError
 from protocols.plain.suite import tensor_of

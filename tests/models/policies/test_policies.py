@@ -32,13 +32,13 @@ MPCACHE = "static=0.5,dynamic=0.4,fine=4,coarse=8,sinks=4,window=4,alpha=0.5,sha
 MATRIX = {
     "full": ["full"],
     "mpcache": [
-        f"mpcache:{MPCACHE}",
-        f"mpcache:{MPCACHE},levels=1",
-        f"mpcache:{MPCACHE},levels=1,gathering=rows",
-        f"mpcache:{MPCACHE},levels=1,gathering=scores",
-        f"mpcache:{MPCACHE},linear=false",
-        "mpcache:static=1,dynamic=0.4,fine=2,coarse=4,sinks=0,window=0,alpha=0.5,sharing=1",
-        "mpcache:static=0.3,dynamic=1,sinks=2,window=3,fine=4,coarse=8,sharing=1",
+        f"mpcache:preset=clusters,{MPCACHE}",
+        f"mpcache:preset=clusters,{MPCACHE},levels=1",
+        f"mpcache:preset=clusters,{MPCACHE},levels=1,gathering=rows",
+        f"mpcache:preset=clusters,{MPCACHE},levels=1,gathering=scores",
+        f"mpcache:preset=clusters,{MPCACHE},linear=false",
+        "mpcache:preset=clusters,static=1,dynamic=0.4,fine=2,coarse=4,sinks=0,window=0,alpha=0.5,sharing=1",
+        "mpcache:preset=clusters,static=0.3,dynamic=1,sinks=2,window=3,fine=4,coarse=8,sharing=1",
     ],
     "streaming-llm": ["streaming-llm:budget=0.3", "streaming-llm:budget=0.3,sinks=0"],
     "h2o": ["h2o:budget=0.3", "lag:every=3|h2o:budget=0.3"],
@@ -62,6 +62,7 @@ MATRIX = {
     "elastic": ["elastic:budget=0.4,distance=3"],
     "d2o": ["d2o:budget=0.5,every=3,sinks=2"],
     "kvmerger": ["kvmerger:budget=0.5", "kvmerger:budget=0.4,longest=0"],
+    "epicache": [f"epicache:budget=0.4,probe_tokens=4,sinks=2,last=5,reduce={reduce}" for reduce in ("sum", "max")],
     "ems": ["ems:budget=0.4,window=4,every=3,tau=1"],  # what merges is in test_merging
     "mikv": ["mikv:budget=0.3,every=2", "demote|snapkv:budget=0.5,window=6"],
     "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
@@ -101,13 +102,15 @@ def test_same_tokens_stay_and_count(text: str, suite: str, parties: int) -> None
 def test_a_cluster_of_new_tokens_is_chosen_as_any_other(parties: int) -> None:
     """Twelve more tokens than the prompt's: two clusters of four fill up token by token and leave the window of four."""
     case = Case(tiny(heads=4, groups=2), tokens=14, steps=12, seed=5)
-    plain, found = outcomes("mpcache:static=1,dynamic=0.4,fine=4,sinks=1,window=4,sharing=1", "masked", parties, case)
+    plain, found = outcomes(
+        "mpcache:preset=clusters,static=1,dynamic=0.4,fine=4,sinks=1,window=4,sharing=1", "masked", parties, case
+    )
     for expected, value in zip(plain, found, strict=True):
         assert (value - expected).abs().max() < 4e-3
 
 
 EVERYTHING = [
-    "mpcache:static=1,dynamic=1,sharing=1",
+    "mpcache:preset=clusters,static=1,dynamic=1,sharing=1",
     "streaming-llm:budget=1",
     "h2o:budget=1",
     "snapkv:budget=1",
@@ -119,6 +122,7 @@ EVERYTHING = [
     "d2o:budget=1",
     "kvmerger:budget=1",
     "ems:budget=1",
+    "epicache:budget=1",
     "mikv:budget=1",
     "quest:budget=1",
     "dynamic-top-k:budget=1",
@@ -158,7 +162,7 @@ def recorder(seen: list[Any]) -> Any:
 def test_whole_generation_on_shares(suite: str, parties: int) -> None:
     """The shipped model with MPCache, two layers sharing nothing, against plaintext with the same policy."""
     checkpoint = load_checkpoint(Path(models.recall.__file__).parent / "gpt2")
-    text = "mpcache:static=0.6,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
+    text = "mpcache:preset=clusters,static=0.6,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
     case = evaluation_cases(96, 1, 5)[0]
     ids = checkpoint.tokenizer.encode(case.prompt)
     plan = GenerationPlan(len(ids), 4, policy=text)
@@ -205,7 +209,7 @@ def test_a_choice_is_shared_from_the_first_layer_on_that_makes_one(text: str, ch
 @pytest.mark.parametrize("tokens", [1, 3, 7])
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, tokens: int) -> None:
-    texts = {"mpcache": "mpcache:static=1,sharing=1", "h2o": "h2o:budget=1", "tova": "tova:budget=1"}
+    texts = {"mpcache": "mpcache:preset=clusters,static=1,sharing=1", "h2o": "h2o:budget=1", "tova": "tova:budget=1"}
     texts |= {
         "streaming-llm": "streaming-llm:budget=1",
         "snapkv": "snapkv:budget=1",
@@ -213,6 +217,7 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
         "d2o": "d2o:budget=1",
         "kvmerger": "kvmerger:budget=1",
         "ems": "ems:budget=1",
+        "epicache": "epicache:budget=1",
         "mikv": "mikv:budget=1",
         "cake": "cake:budget=1",
         "lazyeviction": "lazyeviction:budget=1",
@@ -238,7 +243,7 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
 @pytest.mark.parametrize("prompt", [5, 6, 7, 8, 9])
 def test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster(prompt: int) -> None:
     """On shares, whatever the prompt leaves over: clusters of four behind a sink, on two levels."""
-    policy = parse("mpcache:static=1,dynamic=0.4,fine=4,coarse=8,sinks=1,window=3,sharing=1")
+    policy = parse("mpcache:preset=clusters,static=1,dynamic=0.4,fine=4,coarse=8,sinks=1,window=3,sharing=1")
     case = Case(tiny(), prompt, 13, seed=prompt)
 
     async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:

@@ -53,11 +53,14 @@ def similar(case: Case, step: int, group: int, rows: list[int], alpha: float | N
     return float((q @ (alpha * high + (1 - alpha) * low)).sum())
 
 
+MPCACHE = "mpcache:preset=clusters,levels=1,sharing=1,"
+
+
 @pytest.mark.parametrize("alpha", [0.75, None])
 def test_mpcache(case: Case, alpha: float | None) -> None:
     sinks, window, fine, static, dynamic = 3, 5, 4, 0.75, 0.5
     kind = "linear=false" if alpha is None else f"alpha={alpha}"
-    text = f"mpcache:static={static},dynamic={dynamic},fine={fine},levels=1,sinks={sinks},window={window},sharing=1,{kind}"
+    text = MPCACHE + f"static={static},dynamic={dynamic},fine={fine},sinks={sinks},window={window},{kind}"
     importance = case.mass.sum(0)[sinks : TOKENS - window].tolist()
     stays = first_largest(importance, round(static * TOKENS) - sinks - window)
     rows = [*range(sinks), *sorted(sinks + i for i in stays), *range(TOKENS - window, TOKENS)]

@@ -16,24 +16,42 @@ from tests.models.policies.test_policies import TEXTS
     ("text", "message"),
     [
         ("lucky", "unknown cache policy 'lucky'; known: full, mpcache"),
-        ("mpcache:dynamik=0.1", "policy mpcache has no setting 'dynamik'; known: static, observed, following, dynamic"),
-        ("mpcache:dynamic=0", "policy mpcache: dynamic = 0.0 must be a share above 0 and up to 1"),
-        ("mpcache:static=1.5", "policy mpcache: static = 1.5 must be a share above 0 and up to 1"),
-        ("mpcache:dynamic=many", "policy mpcache: dynamic = 'many' must be a number"),
-        ("mpcache:fine=2.5", "policy mpcache: fine = '2.5' must be a whole number"),
-        ("mpcache:fine=16,fine=16", "policy mpcache: write 'fine=value' once"),
-        ("mpcache:fine=12,coarse=32", "clusters do not nest: coarse = 32 must be a multiple of fine = 12"),
-        ("mpcache:fine=16,coarse=16", "clusters do not nest: coarse = 16 must be a multiple of fine = 16 and larger"),
-        ("mpcache:coarse=16", "policy mpcache: coarse = 16 needs fine, which must divide it"),
-        ("mpcache:levels=3", "policy mpcache: levels = 3 must be 1 or 2, or 0"),
-        ("mpcache:alpha=2", "policy mpcache: alpha = 2.0 must be between 0 and 1"),
-        ("mpcache:gathering=all", "policy mpcache: gathering = 'all' must be one of auto, products, rows, scores"),
-        ("mpcache:gathering=scores,levels=2", "policy mpcache: gathering = 'scores' needs levels=1"),
-        ("mpcache:preset=thesis", "policy mpcache: preset = 'thesis' must be one of few-queries, paper, named once"),
-        ("mpcache:observed=1.5", "policy mpcache: observed = 1.5 must be a number of queries, or a share of them below 1"),
-        ("mpcache:observed=0", "policy mpcache: observed = 0.0 must be a number of queries, or a share of them below 1"),
+        (
+            "mpcache:preset=clusters,dynamik=0.1",
+            "policy mpcache has no setting 'dynamik'; known: static, observed, following, dynamic",
+        ),
+        ("mpcache:preset=clusters,dynamic=0", "policy mpcache: dynamic = 0.0 must be a share above 0 and up to 1"),
+        ("mpcache:preset=clusters,static=1.5", "policy mpcache: static = 1.5 must be a share above 0 and up to 1"),
+        ("mpcache:preset=clusters,dynamic=many", "policy mpcache: dynamic = 'many' must be a number"),
+        ("mpcache:preset=clusters,fine=2.5", "policy mpcache: fine = '2.5' must be a whole number"),
+        ("mpcache:preset=clusters,fine=16,fine=16", "policy mpcache: write 'fine=value' once"),
+        ("mpcache:preset=clusters,fine=12,coarse=32", "clusters do not nest: coarse = 32 must be a multiple of fine = 12"),
+        (
+            "mpcache:preset=clusters,fine=16,coarse=16",
+            "clusters do not nest: coarse = 16 must be a multiple of fine = 16 and larger",
+        ),
+        ("mpcache:preset=clusters,coarse=16", "policy mpcache: coarse = 16 needs fine, which must divide it"),
+        ("mpcache:preset=clusters,levels=3", "policy mpcache: levels = 3 must be 1 or 2, or 0"),
+        ("mpcache:preset=clusters,alpha=2", "policy mpcache: alpha = 2.0 must be between 0 and 1"),
+        (
+            "mpcache:preset=clusters,gathering=all",
+            "policy mpcache: gathering = 'all' must be one of auto, products, rows, scores",
+        ),
+        ("mpcache:preset=clusters,gathering=scores,levels=2", "policy mpcache: gathering = 'scores' needs levels=1"),
+        (
+            "mpcache:preset=thesis",
+            "policy mpcache: preset = 'thesis' must be one of few-queries, clusters, paper, named once",
+        ),
+        (
+            "mpcache:preset=clusters,observed=1.5",
+            "policy mpcache: observed = 1.5 must be a number of queries, or a share of them below 1",
+        ),
+        (
+            "mpcache:preset=clusters,observed=0",
+            "policy mpcache: observed = 0.0 must be a number of queries, or a share of them below 1",
+        ),
         ("h2o:preset=paper", "policy h2o has no setting 'preset'; known: budget, recent"),
-        ("mpcache:linear=perhaps", "policy mpcache: linear = 'perhaps' must be true or false"),
+        ("mpcache:preset=clusters,linear=perhaps", "policy mpcache: linear = 'perhaps' must be true or false"),
         ("h2o:budget=-1", "policy h2o: budget = -1.0 must be a share above 0 and up to 1"),
         ("snapkv:kernel=4", "policy snapkv: kernel = 4 must be odd"),
         ("quest:page=0", "policy quest: page = 0 must be a whole number, 1 or more"),
@@ -48,8 +66,8 @@ from tests.models.policies.test_policies import TEXTS
         (
             "batches|quest",
             "policy batches: 'quest' drops no token of a prompt, so there is nothing to do between batches; use one of "
-            "cake, compresskv, d2o, elastic, ems, h2o, kvmerger, lazyeviction, mpcache, snapkv, streaming-llm, tova inside, "
-            "or chunked in place of batches",
+            "cake, compresskv, d2o, elastic, ems, epicache, h2o, kvmerger, lazyeviction, mpcache, snapkv, streaming-llm, "
+            "tova inside, or chunked in place of batches",
         ),
         ("batches|full@0;dynamic-top-k", "policy batches: 'full@0;dynamic-top-k' drops no token of a prompt"),
         ("batches|chunked|h2o", "policy batches: chunked inside cuts the prompt into batches, too; leave out one of them"),
@@ -92,9 +110,21 @@ def test_bad_settings_are_named(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "tokens", "message"),
     [
-        ("mpcache:dynamic=0.1", 100, "dynamic = 0.1 attends to 10 of 100 tokens, fewer than sinks = 4 and window = 12"),
-        ("mpcache:static=0.1", 100, "static = 0.1 keeps 10 of 100 tokens, which does not hold sinks = 4, window = 12"),
-        ("mpcache:sharing=3", 1000, "sharing = 3 behind the first apart = 2 layers needs 5 layers, the model has 4"),
+        (
+            "mpcache:preset=clusters,dynamic=0.1",
+            100,
+            "dynamic = 0.1 attends to 10 of 100 tokens, fewer than sinks = 4 and window = 12",
+        ),
+        (
+            "mpcache:preset=clusters,static=0.1",
+            100,
+            "static = 0.1 keeps 10 of 100 tokens, which does not hold sinks = 4, window = 12",
+        ),
+        (
+            "mpcache:preset=clusters,sharing=3",
+            1000,
+            "sharing = 3 behind the first apart = 2 layers needs 5 layers, the model has 4",
+        ),
         ("streaming-llm:budget=0.01", 300, "budget = 0.01 keeps 3 of 300 tokens, which does not hold sinks = 4"),
         ("snapkv:budget=0.1", 300, "budget = 0.1 keeps 30 of 300 tokens, which does not hold window = 32"),
         ("h2o:budget=0.01", 100, "keeps 1 of 100 tokens, which does not hold a heavy hitter and a recent token"),
@@ -111,9 +141,9 @@ def test_bad_settings_are_named(text: str, message: str) -> None:
             "tokens = 32 does not hold window = 32 and a voted token of 'snapkv:budget=0.3'; raise tokens to 33 or more",
         ),
         (
-            "batches:tokens=16,ahead=0|mpcache",
+            "batches:tokens=16,ahead=0|mpcache:observed=9",
             300,
-            "tokens = 16 does not hold sinks = 4, window = 12 and one more token of 'mpcache'; raise tokens to 17",
+            "does not hold sinks = 4, window = 12 and one more token of 'mpcache:observed=9'; raise tokens to 17",
         ),
         (
             "batches:tokens=40,ahead=0|mpcache:observed=48",
@@ -146,12 +176,12 @@ def test_sliding_windows_are_refused(text: str) -> None:
     "text",
     [
         *TEXTS,
-        "full@0-1;mpcache:dynamic=0.2,sharing=1",
+        "full@0-1;mpcache:preset=clusters,dynamic=0.2,sharing=1",
         "shared:layers=2,apart=2|quest:budget=0.2",
         "chunked:tokens=16|shared:layers=3,apart=0|full@1;quest",
-        "batches:tokens=64,keep=128,ahead=8|shared:layers=2,apart=0|full@1;mpcache:sharing=1",
+        "batches:tokens=64,keep=128,ahead=8|shared:layers=2,apart=0|full@1;mpcache:preset=clusters,sharing=1",
         "batches:tokens=256|h2o",
-        "shared:layers=2,apart=2|batches:tokens=128|mpcache:sharing=1",
+        "shared:layers=2,apart=2|batches:tokens=128|mpcache:preset=clusters,sharing=1",
     ],
 )
 def test_a_policys_text_makes_the_same_policy(text: str) -> None:

@@ -139,7 +139,7 @@ def test_two_levels_with_sinks_window_and_a_growing_cluster(static: float, seed:
     by_hand = Definition(k, v, rows)
 
     async def program(s: Any, *values: Any) -> Any:
-        return await case.run(parse(f"mpcache:static={static},sharing=1,{by_hand.text}"), s, *values)
+        return await case.run(parse(f"mpcache:preset=clusters,static={static},sharing=1,{by_hand.text}"), s, *values)
 
     *outputs, left_k, left_v = (array(x) for x in run_plain(program, case.inputs))
     sizes = set()
@@ -165,7 +165,7 @@ def test_a_layer_takes_the_clusters_of_the_layer_before_but_its_own_keys() -> No
     layers = 6
     cases = [Case(tiny(heads=4, groups=2, layers=layers), TOKENS, 2, seed) for seed in range(layers)]
     hand = [Definition(array(c.k), array(c.v), list(range(TOKENS))) for c in cases]
-    policy = parse(f"mpcache:static=1,sharing=2,apart=2,{hand[0].text}")
+    policy = parse(f"mpcache:preset=clusters,static=1,sharing=2,apart=2,{hand[0].text}")
 
     async def program(s: Any, *values: Any) -> Any:
         cache = KVCache(cases[0].architecture, policy)
@@ -203,7 +203,9 @@ def test_a_layer_takes_the_clusters_of_the_layer_before_but_its_own_keys() -> No
     assert differ > 0
 
 
-@pytest.mark.parametrize("policy", [MPCache(static=0.6, sinks=1, window=2, dynamic=1, sharing=1), SnapKV(0.6, 3)])
+@pytest.mark.parametrize(
+    "policy", [MPCache(static=0.6, observed=0.2, following=0, sinks=1, window=2, dynamic=1, sharing=1), SnapKV(0.6, 3)]
+)
 @pytest.mark.parametrize("chunk", [0, 4])
 def test_what_tokens_receive_is_the_last_queries_attention(policy: Any, chunk: int, tmp_path: Path) -> None:
     """Against the attention of the package transformers: the last 20 % of queries (or the window), all heads of a group."""
@@ -249,7 +251,7 @@ def test_layers_that_share_a_choice_keep_the_same_tokens(text: str, groups_of_la
     """Behind `apart` layers, all layers of a group keep what mass most in them together; others decide alone."""
     groups, channels, tokens = 2, 4, 40
     rng = torch.Generator().manual_seed(3)
-    policy = parse(text.format("mpcache:static=0.5,dynamic=1,sinks=2,window=3,sharing=2,apart=1"))
+    policy = parse(text.format("mpcache:preset=clusters,static=0.5,dynamic=1,sinks=2,window=3,sharing=2,apart=1"))
     cache = KVCache(tiny(heads=4, groups=groups, layers=5), policy)
     mass = [torch.rand(groups, tokens, generator=rng) for _ in range(5)]
 

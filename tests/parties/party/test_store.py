@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-import parties.party.store as module
+import parties.party.stored_folder as module
 from models.checkpoint import CanonicalWeights, load_checkpoint
 from mpc.errors import (
     CheckpointError,

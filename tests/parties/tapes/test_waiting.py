@@ -52,3 +52,49 @@ def test_waiting_for_tapes_ends(tmp_path: Path, checkpoint: Path) -> None:
         assert 1 < time.monotonic() - began < 10
     finally:
         deployment.stop()
+
+
+def test_the_running_dealer_instead(tmp_path: Path, checkpoint: Path) -> None:
+    """Tapes where they serve; for other lengths, and once they are used up, the dealer: each session answers."""
+    toy = Toy()
+    deployment = Deployment(tmp_path, 2, toy.program)
+    out = tmp_path / "out"
+    try:
+        deployment.start_one("dealer")
+        start(deployment, out, when_tape_is_out="dealer")
+        deployment.share(checkpoint)
+        tapes.deal_toy(deployment, checkpoint, tmp_path / "later", toy)
+        for name in deployment.names:
+            shutil.copytree(tmp_path / "later" / name, out / name, dirs_exist_ok=True)
+        client, dealer = deployment.client(), deployment.servers["dealer"]
+        opened: list[str] = []
+        hold = dealer.hold
+        dealer.hold = lambda *rest: (opened.append("dealt"), hold(*rest))[1]  # type: ignore[method-assign]
+        for prompt, live in ((PROMPT, False), (PROMPT[:-1], True), (PROMPT, None)):
+            before = len(opened)
+            result = client.ask(prompt, 3, stop_ids=())
+            assert result.tokens == expected(prompt, 3, VOCABULARY)
+            assert live is None or (len(opened) > before) == live
+        for _ in range(3):
+            assert client.ask(PROMPT, 3, stop_ids=()).tokens == expected(PROMPT, 3, VOCABULARY)
+        assert opened
+    finally:
+        deployment.stop()
+
+
+def test_all_parties_must_be_willing(tmp_path: Path, checkpoint: Path) -> None:
+    deployment = Deployment(tmp_path, 2, Toy().program)
+    out = tmp_path / "out"
+    try:
+        deployment.start_one("dealer")
+        start(deployment, out, "party0", when_tape_is_out="dealer")
+        start(deployment, out, "party1")
+        deployment.share(checkpoint)
+        with pytest.raises(TapeError, match=r"party1 has no tape for a prompt of 5 tokens"):
+            deployment.client().ask(PROMPT, 3, stop_ids=())
+        tapes.deal_toy(deployment, checkpoint, tmp_path / "later")
+        shutil.copytree(tmp_path / "later" / "party1", out / "party1", dirs_exist_ok=True)
+        with pytest.raises(TapeError, match=r"party0 found no tape that all parties have and asks the running dealer"):
+            deployment.client().ask(PROMPT, 3, stop_ids=())
+    finally:
+        deployment.stop()

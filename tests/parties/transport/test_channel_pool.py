@@ -59,6 +59,16 @@ def test_one_handshake_for_many_sessions_at_once(pooled: Pooled, two: Running) -
     assert pooled.relay.connections == 2, "one look at the certificate, and one connection"
 
 
+def test_proxies_are_for_the_web(two: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens at this one, and no peer is looked for behind it."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    client = two.deployment.client(connect_seconds=5)
+    assert client.ask(PROMPT, 2, model=two.model, stop_ids=()).tokens == expected(PROMPT, 2, VOCABULARY)
+
+
 def test_a_lost_connection_is_made_again(pooled: Pooled) -> None:
     pooled.works()
     pooled.relay.cut()

@@ -78,6 +78,7 @@ def _opening(deployment: Deployment, model: ModelReference) -> bytes:
         suite="masked",
         fraction_bits=14,
         options={},
+        prefix_tokens=0,
         prompt_tokens=len(PROMPT),
         new_tokens=2,
         decoding="greedy",

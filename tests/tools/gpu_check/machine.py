@@ -54,7 +54,10 @@ def environment(device: str, small: bool) -> Iterator[Row]:
 def operations(device: str, small: bool) -> Iterator[Row]:
     """Run whole steps on the stand-in, each operation a second time on the device, and compare all results."""
     for name in ("gpt2", "llama-2-7b"):
-        for suite, policy in (("masked", "full"), ("masked", "mpcache:sharing=1,sinks=1,window=2,dynamic=0.4")):
+        for suite, policy in (
+            ("masked", "full"),
+            ("masked", "mpcache:preset=clusters,sharing=1,sinks=1,window=2,dynamic=0.4"),
+        ):
             shape = narrow(name, 4, 1 if small else 2)
             for cached, prefill in ((24, 0), (0, 12)):
                 with computing_on(STAND_IN), mirrored(device if device != STAND_IN else "cpu") as found:

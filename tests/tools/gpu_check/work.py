@@ -165,7 +165,13 @@ def mixed(device: str, small: bool) -> Iterator[Row]:
 def plain(device: str, small: bool) -> Iterator[Row]:
     """Plaintext tokens of the shipped models with every kind of policy, as on the CPU."""
     with computing_on(device) as place:
-        for policy in ("full", "mpcache:sharing=1", "h2o:budget=0.5", "snapkv:budget=0.5", "quest:page=2,budget=0.5"):
+        for policy in (
+            "full",
+            "mpcache:preset=clusters,sharing=1",
+            "h2o:budget=0.5",
+            "snapkv:budget=0.5",
+            "quest:page=2,budget=0.5",
+        ):
             checkpoint, plan = load_checkpoint(RECALL / "gpt2"), GenerationPlan(len(PROMPT), 4, policy=policy)
             start = time.perf_counter()
             found = PlainModel(checkpoint, torch.float64, place).generate(PROMPT, plan)
