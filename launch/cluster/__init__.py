@@ -1,1 +1,1 @@
-"""Past one machine: dealers as actors of a Ray cluster."""
+"""Past one machine: dealers, and replicas of a deployment, as actors of a Ray cluster."""

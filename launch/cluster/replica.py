@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from mpc.errors import EnvironmentProblem
 
 class ReplicaOrder(BaseModel):
     """What a replica is to serve. host: of who asks, since gateways of other machines cannot be reached; keys: file of the
-    keys that requests need."""
+    keys that requests need. scratch: folder for all that it writes, which whoever asks removes: Ray kills an
+    actor's processes before they can."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,6 +31,7 @@ class ReplicaOrder(BaseModel):
     parties: int
     keys: Path
     host: str
+    scratch: Path
 
 
 class DeploymentReplica:
@@ -56,6 +59,7 @@ class DeploymentReplica:
                 f"a replica was placed on node {node}, where nobody else can reach it, and its router is on {order.host}: "
                 "use `address: local`, or a node with cores enough"
             )
+        tempfile.tempdir = str(order.scratch)
         deployment = self._stack.enter_context(local_deployment(order.parties))
         deployment.share_model(order.model, order.name)
         self._deployment = deployment

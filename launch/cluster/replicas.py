@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,10 +23,11 @@ END_SECONDS = 20.0
 
 @dataclass
 class Replica:
-    """An actor. address: of its gateway, "" until it serves."""
+    """An actor. address: of its gateway, "" until it serves; scratch: its folder."""
 
     name: str
     actor: Any
+    scratch: Path
     node: str = ""
     pid: int = 0
     address: str = ""
@@ -43,16 +47,23 @@ class RayReplicas:
         self._kind = ray.remote(num_cpus=settings.cpus, max_restarts=0, max_task_retries=0)(DeploymentReplica)
         self._running: dict[Any, Replica] = {}
         self._named = self._failures = 0
+        self._place = tempfile.gettempdir()
         for _ in range(settings.count):
             self._begin()
 
     def _begin(self) -> None:
         settings = self._settings
-        order = ReplicaOrder(
-            model=settings.model, name=settings.name, parties=settings.parties, keys=settings.keys, host=socket.gethostname()
-        )
         self._named += 1
-        replica = Replica(f"replica {self._named}", self._kind.remote())
+        scratch = Path(tempfile.mkdtemp(prefix="mpcache-replica-", dir=self._place))
+        order = ReplicaOrder(
+            model=settings.model,
+            name=settings.name,
+            parties=settings.parties,
+            keys=settings.keys,
+            host=socket.gethostname(),
+            scratch=scratch,
+        )
+        replica = Replica(f"replica {self._named}", self._kind.remote(), scratch)
         self._running[replica.actor.begin.remote(order.model_dump_json())] = replica
 
     def watch(self) -> None:
@@ -79,12 +90,12 @@ class RayReplicas:
         self._on_event("ready", replica)
 
     def _lost(self, replica: Replica, error: Exception) -> None:
-        self._ray.kill(replica.actor)
         self._on_event("lost", replica)
         if replica.address:
             self._router.remove(replica.address)
         else:
             self._failures += 1
+        self._end([replica])
         if self._failures >= self._settings.attempts:
             if isinstance(error, MpcacheError):
                 raise error
@@ -98,7 +109,12 @@ class RayReplicas:
         """End all replicas with their processes."""
         replicas, self._running = [*self._running.values()], {}
         if replicas:
-            ends = [replica.actor.end.remote() for replica in replicas if replica.address]
-            self._ray.wait(ends, num_returns=len(ends), timeout=END_SECONDS) if ends else None
+            self._end(replicas)
+
+    def _end(self, replicas: Sequence[Replica]) -> None:
+        """End these with their processes and files; one that does not answer takes its processes along when it is killed."""
+        ends = [replica.actor.end.remote() for replica in replicas]
+        self._ray.wait(ends, num_returns=len(ends), timeout=END_SECONDS)
         for replica in replicas:
             self._ray.kill(replica.actor)
+            shutil.rmtree(replica.scratch, ignore_errors=True)

@@ -67,8 +67,9 @@ def started(tmp_path: Path, ray: Any, events: list[str]) -> tuple[RayReplicas, R
 
 
 @pytest.fixture(autouse=True)
-def _without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     NoDeployment.started = 0
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(replicas_body, "local_deployment", lambda parties: NoDeployment())
 
 
@@ -86,6 +87,7 @@ def test_that_a_replica_that_fails_is_replaced(tmp_path: Path) -> None:
     assert events == ["replica 1 ready", "replica 2 ready", "replica 2 lost", "replica 3 ready"]
     replicas.stop()
     assert (ray.started, ray.killed) == (3, 3)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_that_replicas_which_never_serve_end_it(tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_that_replicas_which_never_serve_end_it(tmp_path: Path) -> None:
 
 
 def test_that_a_replica_elsewhere_is_refused(tmp_path: Path) -> None:
-    order = ReplicaOrder(model=tmp_path, name="m", parties=2, keys=tmp_path, host="elsewhere")
+    order = ReplicaOrder(model=tmp_path, name="m", parties=2, keys=tmp_path, scratch=tmp_path, host="elsewhere")
     report = json.loads(DeploymentReplica().begin(order.model_dump_json()))
     assert report["code"] == "environment"
     assert f"a replica was placed on node {socket.gethostname()}" in report["message"]
@@ -113,7 +115,7 @@ def test_that_an_ended_process_is_reported(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(NoDeployment, "check", ended)
     body = DeploymentReplica()
-    order = ReplicaOrder(model=tmp_path, name="m", parties=2, keys=tmp_path, host=socket.gethostname())
+    order = ReplicaOrder(model=tmp_path, name="m", parties=2, keys=tmp_path, scratch=tmp_path, host=socket.gethostname())
     assert json.loads(body.check()) == {}
     assert json.loads(body.begin(order.model_dump_json()))["address"] == "127.0.0.1:1"
     assert "party0 was killed" in json.loads(body.check())["message"]
