@@ -271,3 +271,24 @@ def test_a_text_of_almost_all_positions_is_predicted() -> None:
     assert found.dealt > 8 * 2 * (tiny.positions - 2) * tiny.layers * tiny.kv_heads * tiny.head_channels
     behind = Predictor(tiny, Setting("masked", behind=tiny.positions - 9)).predict(7, 2, 60.0)
     assert 0 < behind.sent < found.sent
+
+
+def test_what_is_predicted_behind_a_prefix_is_what_parties_count(tmp_path: Path) -> None:
+    checkpoint = model_of("gpt2", tmp_path)
+    roles = Roles(SuiteSpec("masked"), checkpoint)
+    roles.load()
+    roles.register(PROMPT[:BEHIND])
+    roles.load_rows(BEHIND)
+    given = dict(enumerate(additive_shares(torch.tensor(PROMPT[BEHIND:]), 2)))
+
+    def counted(suite: Suite, party: int | None) -> tuple[int, int, int]:
+        decoder = Decoder(suite, checkpoint.architecture, {**roles.weights[party], **roles.loaded[party]})
+        share = None if party is None else given[party]
+        suite.run(generate(suite, decoder, replace(PLAN, new_tokens=1), share, KeptShares()))
+        cost = suite.ledger.total("prefill")
+        return cost.rounds, cost.bytes_sent, cost.offline_bytes
+
+    costs = estimate(checkpoint.architecture, Setting("masked", behind=BEHIND), OWN, 1).first
+    fields = ("rounds", "bytes_sent", "offline_bytes")
+    predicted = tuple(round(costs.total(name) - costs.total(name, "choice")) for name in fields)
+    assert roles.run(counted)[1] == predicted
