@@ -150,6 +150,6 @@ def test_documents_between_prefix_and_prompt_from_the_command_line(
     """The model of these tests has learned positions, so chunks reach it and are refused by name."""
     add(command, held, text_model, "document")
     asked = ["--config", held.folder / "client.yaml", "--model", text_model, "--name", "tiny", "--prompt", PROMPT]
-    done = command("generate", *asked, "--chunks", "document", "--repair", "0.5")
+    done = command("generate", *asked, "--chunks", "document", "--repair", "0.5", "--max-new-tokens", NEW)
     assert done.code == 2
     assert "has learned positions: a chunk's rows are right at their own place alone" in " ".join(done.err.split())
