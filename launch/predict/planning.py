@@ -17,6 +17,7 @@ from launch.predict.eviction_costs import after_prompt, full_costs
 from launch.predict.measured import Measurements
 from launch.predict.networks import LOCALHOST, NETWORKS, Network
 from models.architecture import Architecture
+from models.cache import KVCache
 from models.costs.program import NoInputs, StepPlan, fill, load, step
 from models.costs.tracing import STEP, Setting
 from models.decoder import Decoder
@@ -62,6 +63,11 @@ def price(architecture: Architecture, setting: Setting, prompt: int, full: Cost 
 def trace_token(architecture: Architecture, setting: Setting, prompt: int, tokens: int = 1) -> Ledger:
     """Return the costs of one token after a prompt of `prompt` tokens (stage "step"), predicted; of the first `tokens`
     together."""
+    return trace_step(architecture, setting, prompt, tokens)[0]
+
+
+def trace_step(architecture: Architecture, setting: Setting, prompt: int, tokens: int = 1) -> tuple[Ledger, KVCache]:
+    """Return the same, and the cache behind these tokens, without content."""
     suite, _ = setting.make()
     with torch.inference_mode():
         weights = suite.run(load(suite, architecture, NoInputs()))
@@ -71,7 +77,7 @@ def trace_token(architecture: Architecture, setting: Setting, prompt: int, token
         suite.ledger.costs.clear()
         for _ in range(tokens):
             suite.run(step(decoder, cache, StepPlan(), None, STEP))
-    return suite.ledger
+    return suite.ledger, cache
 
 
 @dataclass(frozen=True)

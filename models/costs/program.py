@@ -30,6 +30,7 @@ from models.prefixes import PrefixPlan, forget, registered
 from protocols.suite import OutputShare, Suite, Value
 
 CHOICE = "choice"
+MASS = "attention mass"
 WARM_UP = "warm-up"
 CACHE = "cache"
 
@@ -100,13 +101,14 @@ async def fill_layer(decoder: Decoder, cache: KVCache, layer: int, cached: int, 
     suite, a, policy, entry = decoder.suite, decoder.architecture, decoder.policy, cache.layers[layer]
 
     def value(name: str, shape: tuple[int, ...]) -> Value:
-        return suite.input(shape, source.cached(suite, name, shape), suite.fraction_bits)
+        bound = max(2.0, a.heads * kept) if name.endswith(MASS) else None  # what there is to receive
+        return suite.input(shape, source.cached(suite, name, shape), suite.fraction_bits, bound)
 
+    kept = cached if entry.window is None else min(cached, entry.window)
     if layer == a.encoder_layers:
         policy.check(a, cached + policy.probes)
     cache.prompt_tokens = cached if a.encoder is None else 0
     with suite.ledger.timed(CACHE):
-        kept = cached if entry.window is None else min(cached, entry.window)
         shape = (a.kv_heads, kept, a.head_channels)
         await cache.append(suite, layer, value(f"layer {layer} keys", shape), value(f"layer {layer} values", shape))
         asked = policy.observation(kept, layer)
@@ -143,8 +145,8 @@ def told(a: Architecture, asked: Observation, cached: int, value: Callable[[str,
     squares = value("squared attention", shape) if asked.squares else None
     queries = 1 if asked.each or asked.alone else min(asked.queries, cached)
     heads = asked.heads_of_sum(a.heads, a.kv_heads)
-    found = Seen(value("attention mass", shape), queries, heads, squares, features, each=asked.each)
-    late = value("late attention mass", shape) if asked.late else None
+    found = Seen(value(MASS, shape), queries, heads, squares, features, each=asked.each)
+    late = value(f"late {MASS}", shape) if asked.late else None
     return replace(found, late=late, late_queries=min(asked.late, cached))
 
 
