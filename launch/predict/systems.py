@@ -1,9 +1,9 @@
 """Which cache systems pay on shares: each priced on a network, for a model and a length, beside what it finds in plaintext.
 
-A price is the program's own on tensors without content, as in `launch.predict.planning`: a prompt's work beyond the full cache's,
-a token behind it, and what the session's cache takes at a party. What a system finds is measured, on a real model, and
-committed (`found.json`, which `python -m tests.tools.found_needles` makes of docs/quality/real*/results.json): of the lengths there
-the nearest. Nothing here depends on data.
+A price is the program's own on tensors without content, as in `launch.predict.planning`: a prompt's work beyond the full
+cache's, a token behind it, and what the session's cache takes at a party. What a system finds is measured, on a real model,
+and committed (`found.json`, which `python -m tests.tools.found_needles` makes of the pages in docs/quality): of the lengths
+there the nearest. Nothing here depends on data.
 """
 
 from __future__ import annotations
@@ -118,19 +118,11 @@ def offers(
     return out
 
 
-def paying(offered: Sequence[Offer], network: Network, new: int) -> list[Offer]:
-    """Return the systems that take fewer seconds in all than the full cache and were measured to find as much but for one
-    needle, the fastest first."""
-    full = next(one for one in offered if one.policy == "full")
-    return sorted(
-        (
-            one
-            for one in offered
-            if one is not full
-            and not one.problem
-            and one.found is not None
-            and one.found[0] >= one.found[1] - 1
-            and one.in_all(network, new) < full.in_all(network, new)
-        ),
-        key=lambda one: one.in_all(network, new),
-    )
+def as_good(offered: Sequence[Offer]) -> list[Offer]:
+    """Return the systems beside the full cache that were measured to find as much as it does, but for one needle."""
+    full = next((one.found for one in offered if one.policy == "full"), None)
+    return [
+        one
+        for one in offered
+        if one.policy != "full" and one.found and full and one.found[0] * full[1] >= (full[0] - 1) * one.found[1]
+    ]

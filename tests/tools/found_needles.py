@@ -1,4 +1,4 @@
-"""`python -m tests.tools.found_needles --write`: what `mpcache plan --systems` shows beside costs, from committed results."""
+"""`python -m tests.tools.found_needles --write`: what `mpcache plan --systems` shows beside costs, from results."""
 
 from __future__ import annotations
 

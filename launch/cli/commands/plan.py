@@ -23,7 +23,13 @@ from launch.local.checks import check_suite
 from launch.terminal.console import err, out, print_json
 
 if TYPE_CHECKING:
-    from launch.predict.planning import Choice, Plan
+    from collections.abc import Sequence
+
+    from launch.predict.networks import Network
+    from launch.predict.planning import Choice, Lengths, Plan
+    from launch.predict.systems import Offer
+    from models.architecture import Architecture
+    from models.costs.tracing import Setting
 
 
 def run(
@@ -49,6 +55,10 @@ def run(
         ),
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show all alternatives with their costs.")] = False,
+    systems: Annotated[
+        bool,
+        typer.Option("--systems", help="Compare cache systems: what each costs, holds and finds; not with --policy."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Choose how MPCache selects: levels of clusters, products or gathering, by predicted bytes and rounds.
@@ -68,6 +78,10 @@ def run(
     check_suite(suite)
     profile = find_network(network)
     architecture = with_positions(find_shape(model), prompt + new)
+    if systems:
+        setting = Setting(suite, parties, "full", suite_options(suite_option))
+        _systems(architecture, setting, Lengths(prompt, new), profile, as_json)
+        return
     architecture = with_learned(architecture, parse(policy).weight_shapes(architecture))
     setting = Setting(suite, parties, policy, suite_options(suite_option))
     known = read_measurements(measured or [], architecture, setting, prompt)
@@ -80,6 +94,88 @@ def run(
         _table(plan)
         _payback(plan)
     _verdict(plan)
+
+
+def _systems(architecture: Architecture, setting: Setting, lengths: Lengths, network: Network, as_json: bool) -> None:
+    from launch.predict.systems import as_good, offers
+
+    with err.status("pricing") as status:
+        found = offers(architecture, setting, lengths, on_progress=lambda policy: status.update(f"pricing {policy}"))
+    if as_json:
+        print_json(
+            {
+                "prompt": lengths.prompt,
+                "new": lengths.new,
+                "network": network.name,
+                "systems": [_offer(one, network, lengths.new) for one in found],
+                "as_good": [one.policy for one in as_good(found)],
+            }
+        )
+        return
+    _systems_table(found, network, lengths.new)
+    full = next(one for one in found if one.policy == "full")
+    for one in sorted(as_good(found), key=lambda one: one.in_all(network, lengths.new)):
+        times = one.in_all(network, lengths.new) / full.in_all(network, lengths.new)
+        out.print(
+            f"{one.policy}, which finds as much: {times:.2f} times the full cache's seconds for "
+            f"{lengths.new} tokens on '{network.name}' (computing not counted), "
+            f"{full.token.bytes_sent / one.token.bytes_sent:.2f} times fewer bytes a token, "
+            f"{full.cache_bytes / one.cache_bytes:.2f} times less memory for the cache."
+        )
+
+
+def _offer(one: Offer, network: Network, new: int) -> dict[str, Any]:
+    names = ("rounds", "bytes_sent", "offline_bytes")
+    return {
+        "policy": one.policy,
+        "problem": one.problem or None,
+        **{name: getattr(one.token, name) for name in names},
+        **{f"once_{name}": getattr(one.once, name) for name in names},
+        "cache_bytes": one.cache_bytes,
+        "seconds": one.seconds(network),
+        "seconds_in_all": one.in_all(network, new),
+        "needles": None if one.found is None else dict(zip(("found", "of", "tokens"), one.found, strict=True)),
+    }
+
+
+def _systems_table(found: Sequence[Offer], network: Network, new: int) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    table.add_column("\nsystem", no_wrap=True)
+    for title in (
+        "\nrounds",
+        "sent,\nMB",
+        "dealt,\nMB",
+        "cache,\nMB",
+        "once:\nsent, MB",
+        f"{new} tokens,\nseconds",
+        "\nneedles",
+    ):
+        table.add_column(title, justify="right")
+    for one in sorted(found, key=lambda one: (bool(one.problem), one.in_all(network, new))):
+        if one.problem:
+            continue
+        table.add_row(
+            one.policy,
+            str(one.token.rounds),
+            _megabytes(one.token.bytes_sent),
+            _megabytes(one.token.offline_bytes),
+            _megabytes(one.cache_bytes),
+            _megabytes(one.once.bytes_sent),
+            f"{one.in_all(network, new):.3g}",
+            "" if one.found is None else "{} of {} at {:,}".format(*one.found),
+        )
+    out.print(table)
+    for one in found:
+        if one.problem:
+            out.print(f"{one.policy}: {one.problem}")
+    out.print(
+        "First a token behind the prompt: what a party sends and is dealt, and what its cache holds; once: sent at the "
+        f"prompt beyond the full cache; seconds of delays and transfer on '{network.name}', the full cache's prompt not "
+        "counted. Needles: found in long texts by SmolLM2-135M-Instruct, measured in plaintext (docs/quality/real); "
+        "empty: not measured."
+    )
 
 
 def _record(plan: Plan) -> dict[str, Any]:

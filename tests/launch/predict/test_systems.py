@@ -1,0 +1,59 @@
+"""`mpcache plan --systems`: costs are those of the program, what is found is what was committed, and who is as good."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from launch.predict.networks import find_network
+from launch.predict.planning import Lengths, price
+from launch.predict.systems import SYSTEMS, Offer, as_good, found, offers
+from models.costs.tracing import Setting
+from models.policies import parse
+from models.policies.registry import POLICIES
+from models.shapes import SHAPES, with_positions
+from mpc.ledger import Cost
+from tests.launch.conftest import Command
+from tests.tools import found_needles
+
+
+def test_every_system_is_compared() -> None:
+    named = {name for text in SYSTEMS for name in POLICIES if name in text.replace("|", ":").split(":")}
+    assert set(POLICIES) - named == {"epicache"}  # its probes are no part of a prompt of that length
+    for text in SYSTEMS:
+        parse(text)
+
+
+def test_what_is_found_is_what_was_committed() -> None:
+    assert found_needles.WHERE.read_text(encoding="utf-8") == found_needles.text()
+    assert found("full", 1500) == (12, 12, 1000)
+    assert found("mpcache", 1600) == (12, 12, 2000)
+    assert found("mpcache:fine=9", 1000) is None
+
+
+def test_costs_are_those_of_the_program_and_problems_are_named() -> None:
+    setting, architecture = Setting("masked"), with_positions(SHAPES["gpt2"], 1100)
+    full, kept, much = offers(architecture, setting, Lengths(512, 8), ("full", "mpcache", "snapkv:budget=0.01"))
+    assert (full.policy, kept.problem) == ("full", "")
+    assert "budget = 0.01" in much.problem
+    token, once = price(architecture, Setting("masked", policy="mpcache"), 512)
+    assert (kept.token, kept.once) == (token, once)
+    assert kept.cache_bytes / full.cache_bytes == pytest.approx(0.4, abs=0.01)
+    lan = find_network("lan")
+    assert full.in_all(lan, 11) == pytest.approx(10 * full.seconds(lan))
+
+
+def test_as_good_is_the_full_caches_count_but_for_one() -> None:
+    given = [Offer("full", Cost(), found=(12, 12, 1000))]
+    given += [Offer(f"p{n}", Cost(), found=(n, of, 1000)) for n, of in ((10, 12), (11, 12), (33, 36), (32, 36))]
+    assert [one.policy for one in as_good([*given, Offer("unknown", Cost())])] == ["p11", "p33"]
+
+
+def test_the_command(command: Command) -> None:
+    done = command("plan", "--model", "gpt2", "--prompt", 128, "--systems", "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert {one["policy"] for one in told["systems"]} == set(SYSTEMS)
+    assert "mpcache" in told["as_good"]
+    assert told["systems"][0]["rounds"] == 209
