@@ -145,14 +145,24 @@ def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
     """`python -m tests.tools.web_demo` does so after a chat."""
     command = [sys.executable, "-m", "launch.cli.main", "demo", "--web", "--tokens", "32"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    running = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in a shell's background
+    )
     assert running.stdout is not None
     assert any(line.startswith("http://127.0.0.1:") for line in running.stdout)
     limit = time.monotonic() + 20
     while not processes_of(tmp_path) and time.monotonic() < limit:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=30)
+    try:
+        _, said = running.communicate(timeout=30)
+    finally:
+        running.kill()
     assert (running.returncode, "Traceback" in said) == (130, False)
     limit = time.monotonic() + 20
     while processes_of(tmp_path) and time.monotonic() < limit:  # one that had not read its first line ends by itself
