@@ -156,6 +156,17 @@ def suite_options(items: list[str] | None) -> dict[str, SuiteOptionValue]:
     return found
 
 
+def options_for(model: str, suite: str, items: list[str] | None) -> dict[str, SuiteOptionValue]:
+    """Return `suite_options` over the bounds that the `mpcache.json` beside a checkpoint has for the suite: what sessions of
+    this model run with. model: a folder; of anything else there are none."""
+    from models.calibration.record import read_record
+    from protocols.registry import SuiteSpec
+
+    given = suite_options(items)
+    record = read_record(Path(model)) if Path(model).is_dir() else None
+    return given if record is None else dict(SuiteSpec(suite, options=given).over(record.suites.get(suite, {})).options)
+
+
 def _option_value(text: str) -> SuiteOptionValue:
     if text in ("true", "false"):
         return text == "true"

@@ -23,6 +23,7 @@ from launch.cli.options import (
     TemperatureOption,
     agreed_choice,
     chosen_draft,
+    options_for,
     shape_name,
     suite_options,
 )
@@ -118,7 +119,8 @@ def run(
     own = find_description(model) if layers is None else with_layers(find_description(model), layers)
     architecture = with_positions(own, prefix + prompt + new - 1)
     choice = agreed_choice(decoding, temperature, architecture)
-    setting = Setting(suite, parties, policy, suite_options(suite_option), *choice, _drafting(draft, kept), prefix)
+    options = options_for(model, suite, suite_option) if layers is None else suite_options(suite_option)
+    setting = Setting(suite, parties, policy, options, *choice, _drafting(draft, kept), prefix)
     check_traced(prefix + prompt)
     with err.status(f"{model}: tracing"):
         found = estimate(architecture, setting, prompt, new, exhaustive=all_layers, kept=kept)

@@ -16,8 +16,8 @@ from launch.cli.options import (
     PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
+    options_for,
     shape_name,
-    suite_options,
 )
 from launch.local.checks import check_suite
 from launch.terminal.console import err, out, print_json
@@ -78,18 +78,16 @@ def run(
     check_suite(suite)
     profile = find_network(network)
     architecture = with_positions(find_shape(model), prompt + new)
+    options = options_for(model, suite, suite_option)
     if systems:
-        setting = Setting(suite, parties, "full", suite_options(suite_option))
-        _systems(architecture, setting, Lengths(prompt, new), profile, as_json)
-        return
+        return _systems(architecture, Setting(suite, parties, "full", options), Lengths(prompt, new), profile, as_json)
     architecture = with_learned(architecture, parse(policy).weight_shapes(architecture))
-    setting = Setting(suite, parties, policy, suite_options(suite_option))
+    setting = Setting(suite, parties, policy, options)
     known = read_measurements(measured or [], architecture, setting, prompt)
     with err.status(f"{model}: pricing the alternatives"):
         plan = make_plan(architecture, setting, Lengths(prompt, new), profile, known)
     if as_json:
-        print_json(_record(plan))
-        return
+        return print_json(_record(plan))
     if explain:
         _table(plan)
         _payback(plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -325,3 +326,19 @@ def test_a_prompt_that_memory_does_not_hold(command: Command, monkeypatch: pytes
             assert f"--prompt: tracing {int(length) + len(extra) // 2} tokens takes about" in said
             assert "ask for at most 300 tokens" in said
     assert command("estimate", "--model", "tiny", "--prompt", "300", "--rate", "1").code == 0
+
+
+def test_bounds_of_a_calibrated_checkpoint_count(command: Command) -> None:
+    model = Path(__file__).parents[3] / "models" / "recall" / "llama"
+    bounds = json.loads((model / "mpcache.json").read_text())["suites"]["masked"]
+
+    def asked(what: Path, *options: str) -> dict[str, Any]:
+        done = command("estimate", "--model", what, "--prompt", 20, "--new", 2, "--rate", "1,1", "--json", *options)
+        assert done.code == 0, done.err
+        told: dict[str, Any] = json.loads(done.out)
+        return {"options": told["options"], "stages": {n: s["online_bytes"] for n, s in told["stages"].items()}}
+
+    said = [part for name, value in bounds.items() for part in ("--suite-option", f"{name}={value}")]
+    assert asked(model) == asked(model / "config.json", *said) != asked(model / "config.json")
+    over = asked(model, "--suite-option", "score=9")
+    assert over["options"] == {**asked(model)["options"], "score": 9}
