@@ -84,7 +84,7 @@ def test_json(command: Command, roles: Path, text_model: Path) -> None:
         ({"--suite": "plain"}, r"suite 'plain' keeps nothing secret"),
         ({"--tokens": "99"}, r"need .* positions, the model has 48"),
         ({"--out": "certificates"}, r"--out .*certificates exists and is not an empty folder: choose another one"),
-        ({"--model": "nowhere"}, r"nowhere: no such directory"),
+        ({"--model": "nowhere"}, r"--model nowhere is no folder here"),
     ],
 )
 def test_mistakes(command: Command, roles: Path, text_model: Path, changes: dict[str, str], message: str) -> None:
