@@ -96,7 +96,7 @@ def test_a_process_that_cannot_start_is_named(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_a_model_owner_that_fails(running: LocalDeployment, tmp_path: Path) -> None:
-    message = r"^model-owner ended with exit code 2: error \[checkpoint\]: .*no such directory"
+    message = r"^model-owner ended with exit code 2: error \[configuration\]: .*nothing is there"
     with pytest.raises(ProcessEnded, match=message):
         running.share_model(tmp_path / "none", "none")
     assert running.watched(lambda: 1) == 1
