@@ -32,7 +32,7 @@ class FittingConsole(Console):
 
 
 def as_list(table: Table) -> RenderableType:
-    """Return a table's rows one below the other: the first cell, then each further one behind its column's title.
+    r"""Return a table's rows one below the other: the first cell, then each further one behind its column's title.
 
     >>> table = Table("stage", "rounds", "bytes\nsent", title="costs")
     >>> table.add_row("prompt", "12", "3.4 MB")

@@ -25,6 +25,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "policies.md"
 LENGTHS = (1024, 4096)
 POLICIES = {
     "default": "mpcache",
+    "clusters": "mpcache:preset=clusters",
     "two levels": "mpcache:preset=clusters,levels=2",
     "rows gathered": "mpcache:preset=clusters,gathering=rows",
 }
