@@ -19,7 +19,7 @@ import json
 import threading
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
@@ -147,9 +147,9 @@ class _Line:
             raise EnvironmentProblem(f"rank {self.rank} of {self.party} is none of this version: start all ranks together")
         return bytes(self.receive((max(1, size),), torch.uint8).tolist())[:size]
 
-    def _do(self, way: str, begin: object) -> None:
+    def _do(self, way: str, begin: Callable[[], dist.Work | None]) -> None:
         try:
-            work = begin()  # type: ignore[operator]
+            work = begin()
             if work is not None:
                 work.wait(self.patience)
         except RuntimeError as error:

@@ -106,14 +106,15 @@ class Permissions:
         ]
 
     def check_lengths(self, manifest: Manifest, client: str | None = None) -> None:
-        """Raise `ConfigurationError` when a session is longer than the server's limits or, if known, the client's."""
+        """Raise `ConfigurationError` when a session is longer than the server's limits or, if known, the client's. Tokens of
+        chunks that are computed again count as the prompt's."""
         grant = self._clients.get(client or "", _ANYBODY)
         prompt = min(self._limits.max_prompt_tokens, grant.max_prompt_tokens or self._limits.max_prompt_tokens)
         new = min(self._limits.max_new_tokens, grant.max_new_tokens or self._limits.max_new_tokens)
-        if manifest.prompt_tokens > prompt or manifest.new_tokens > new:
+        if manifest.computed_tokens > prompt or manifest.new_tokens > new:
             own = prompt < self._limits.max_prompt_tokens or new < self._limits.max_new_tokens
             raise ConfigurationError(
-                f"{manifest.prompt_tokens} prompt and {manifest.new_tokens} new tokens exceed the limits of {self._server}"
+                f"{manifest.computed_tokens} prompt and {manifest.new_tokens} new tokens exceed the limits of {self._server}"
                 f"{f' for {client}' if own else ''}: {prompt} and {new}"
             )
 

@@ -165,6 +165,12 @@ class Manifest(ProgramFacts):
         return self.model_copy(update={"prefix": prefix, "chunks": list(chunks)})
 
     @property
+    def computed_tokens(self) -> int:
+        """Return the tokens whose keys and values the session computes before its first output: the prompt's, and those of
+        chunks that are computed again."""
+        return self.prompt_tokens + sum(min(self.chunk_again, tokens) for tokens in self.chunk_tokens)
+
+    @property
     def blocks(self) -> dict[int, tuple[str, int]]:
         """Return id and tokens of each registered text that the session begins behind: the prefix by 0, chunks from 1."""
         if self.registers:

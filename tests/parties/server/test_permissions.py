@@ -67,6 +67,18 @@ def test_lengths_of_one_client(granted: Running, prompt: list[int], tokens: int)
         granted.deployment.client("alice").ask(prompt, tokens, model=granted.model)
 
 
+def test_tokens_of_chunks_that_are_computed_again_count(granted: Running) -> None:
+    permissions = granted.deployment.servers["party0"].permissions
+    one = manifest(granted).model_copy(update={"prompt_tokens": 1, "new_tokens": 1, "chunk_tokens": [1, 9]})
+    permissions.check_lengths(one.model_copy(update={"chunk_again": 0}), "alice")
+    with pytest.raises(
+        ConfigurationError, match=r"3 prompt and 1 new tokens exceed the limits of party0 for alice: 2 and 3"
+    ):
+        permissions.check_lengths(one.model_copy(update={"chunk_again": 1}), "alice")
+    with pytest.raises(ConfigurationError, match=r"^10 prompt and"):
+        permissions.check_lengths(one.model_copy(update={"chunk_again": 8}), "alice")
+
+
 def test_suites_of_one_client_and_of_a_server(granted: Running) -> None:
     with pytest.raises(PermissionRefused, match=r"'alice' may not use suite 'masked' at party.; allowed: crypten"):
         granted.deployment.client("alice").ask([1], 1, model=granted.model, suite="masked")
