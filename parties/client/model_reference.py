@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from models.encoder_architecture import EncoderArchitecture
 from mpc.errors import ConfigurationError, ManifestMismatch
 from parties.config.role_config import RoleConfig
 from parties.identity.certificates import Identity
-from parties.identity.trust import parties_of
+from parties.identity.trust import own_identity, parties_of
 from parties.transport.connection import connect
 from parties.wire import wire_pb2 as wire
 from parties.wire.error_codec import from_rpc
@@ -86,6 +87,16 @@ def close_all(channels: list[grpc.Channel]) -> None:
     """Close all channels."""
     for channel in channels:
         channel.close()
+
+
+@contextmanager
+def connected(config: RoleConfig) -> Iterator[list[grpc.Channel]]:
+    """Give channels to all compute parties, in order, and close them in the end. Raises `PeerLost` as `connect_all`."""
+    channels = connect_all(config, own_identity(config).current)
+    try:
+        yield channels
+    finally:
+        close_all(channels)
 
 
 def describe_all(config: RoleConfig, channels: list[grpc.Channel]) -> list[wire.Description]:

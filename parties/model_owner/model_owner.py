@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from mpc.errors import CheckpointError, ConfigurationError, RangeError, WireErro
 from mpc.fixed_point import encode
 from mpc.packing import packed_size
 from mpc.random import derive_seed, new_seed
-from parties.client.model_reference import ModelReference, close_all, connect_all, describe_all
+from parties.client.model_reference import ModelReference, close_all, connect_all, connected, describe_all
 from parties.config.role_config import RoleConfig
 from parties.identity.trust import Peer, own_identity, parties_of
 from parties.transport.connection import key_of
@@ -150,13 +149,13 @@ def _check_receipt(stream: PeerStream, reference: ModelReference) -> None:
 
 def owned_models(config: RoleConfig, name: str) -> dict[str, list[str]]:
     """Return ids of this model owner's models of that name, each with the parties that hold it. Raises `PeerError`."""
-    with _connected(config) as channels:
+    with connected(config) as channels:
         return _held(config, channels, name)
 
 
 def remove_models(config: RoleConfig, models: Sequence[str]) -> None:
     """Take models of this owner away at all parties that hold them, by id. Raises `PermissionRefused`, `PeerError`."""
-    with _connected(config) as channels:
+    with connected(config) as channels:
         holders = _held(config, channels, None)
         for model in models:
             for peer, channel in zip(config.parties, channels, strict=True):
@@ -167,15 +166,6 @@ def remove_models(config: RoleConfig, models: Sequence[str]) -> None:
                     services.ComputePartyStub(channel).RemoveModel(request, timeout=config.deadline_seconds)
                 except grpc.RpcError as error:
                     raise from_rpc(error, peer.name, f"removing model {model}") from None
-
-
-@contextmanager
-def _connected(config: RoleConfig) -> Iterator[list[grpc.Channel]]:
-    channels = connect_all(config, own_identity(config).current)
-    try:
-        yield channels
-    finally:
-        close_all(channels)
 
 
 def _held(config: RoleConfig, channels: list[grpc.Channel], name: str | None) -> dict[str, list[str]]:

@@ -4,8 +4,7 @@ behind. A text is public, and its token ids are known to all parties and clients
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import grpc
@@ -17,7 +16,7 @@ from models.generation import token_indices
 from models.prefixes import PrefixPlan
 from mpc.errors import ConfigurationError, WireError
 from parties.client.conversation import Conversation
-from parties.client.model_reference import ModelReference, close_all, common_models, connect_all, describe_all
+from parties.client.model_reference import ModelReference, close_all, common_models, connect_all, connected, describe_all
 from parties.client.outputs import Incoming
 from parties.client.prefixes import AUTO
 from parties.config.role_config import RoleConfig
@@ -89,7 +88,7 @@ def add_prefix(
 
 def prefixes(config: RoleConfig, model: str | None = None) -> dict[ModelReference, tuple[RegisteredPrefix, ...]]:
     """Return the prefixes that all parties hold, of the models that this role may know of, or of one by name or id."""
-    with _connected(config) as channels:
+    with connected(config) as channels:
         held = common_models(describe_all(config, channels))
     return {one: one.prefixes for one in held if model in (None, one.id, one.name)}
 
@@ -98,7 +97,7 @@ def remove_prefix(config: RoleConfig, model: str | None, name: str) -> list[str]
     """Take a prefix of a model of this owner's away at all parties that hold one of that name or id; returns the ids. Raises
     `ConfigurationError` where none does, `PermissionRefused`, `PeerError`."""
     removed: dict[str, None] = {}
-    with _connected(config) as channels:
+    with connected(config) as channels:
         said = describe_all(config, channels)
         reference = _own(config, common_models(said), model)
         for peer, channel, party in zip(config.parties, channels, said, strict=True):
@@ -114,15 +113,6 @@ def remove_prefix(config: RoleConfig, model: str | None, name: str) -> list[str]
         listed = ", ".join(one.name for one in reference.prefixes) or "none"
         raise ConfigurationError(f"no party holds a prefix '{name}' of model '{reference.name}'; there are: {listed}")
     return list(removed)
-
-
-@contextmanager
-def _connected(config: RoleConfig) -> Iterator[list[grpc.Channel]]:
-    channels = connect_all(config, own_identity(config).current)
-    try:
-        yield channels
-    finally:
-        close_all(channels)
 
 
 def _own(config: RoleConfig, held: list[ModelReference], model: str | None) -> ModelReference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -20,22 +21,15 @@ from parties.wire.shares import BITS
 from protocols.suite import Suite
 
 
+@dataclass(frozen=True)
 class WeightLoader:
     """Loads the weights of one session, for itself and for later ones. progress(stage, done, total) tells the client."""
 
-    def __init__(
-        self,
-        session: Session,
-        store: ModelStore,
-        facts: StoredModel,
-        program: SessionProgram,
-        progress: Callable[[str, int, int], None],
-    ) -> None:
-        self._session = session
-        self._store = store
-        self._facts = facts
-        self._program = program
-        self._progress = progress
+    session: Session
+    store: ModelStore
+    facts: StoredModel
+    program: SessionProgram
+    progress: Callable[[str, int, int], None]
 
     def load(self, suite: Suite, load: str, lease: WeightLease) -> dict[str, Any]:
         """Load the weights and keep them under the load's id. Progress "model load" is in bytes of the shares.
@@ -43,8 +37,8 @@ class WeightLoader:
         Raises `ConfigurationError` where the suite needs fewer fraction bits than the model was shared with, what the store
         raises, and the session's error.
         """
-        facts = self._facts
-        shapes = self._program.architecture.weight_shapes()
+        facts = self.facts
+        shapes = self.program.architecture.weight_shapes()
         sizes = {name: packed_size(math.prod(shape), BITS) for name, shape in shapes.items()}
         total, done = sum(sizes.values()), 0
         needed = suite.weight_fraction_bits
@@ -57,49 +51,42 @@ class WeightLoader:
 
         def share(name: str) -> Tensor:
             nonlocal done
-            self._session.check()
-            self._session.step = f"loading weight {name}"
-            self._progress("model load", done, total)
+            self.session.check()
+            self.session.step = f"loading weight {name}"
+            self.progress("model load", done, total)
             done += sizes[name]
-            return (self._store.share(facts, name) << more).to(self._program.device)
+            return (self.store.share(facts, name) << more).to(self.program.device)
 
-        weights = self._program.load(suite, share)
-        self._progress("model load", total, total)
+        weights = self.program.load(suite, share)
+        self.progress("model load", total, total)
         lease.put(load, weights)
         return weights
 
 
+@dataclass(frozen=True)
 class RowsLoader:
     """Loads the rows that one session begins behind, for itself and for later ones. facts: of the registered texts by number
     (`Manifest.blocks`). Otherwise as `WeightLoader`."""
 
-    def __init__(
-        self,
-        session: Session,
-        store: PrefixStore,
-        facts: Mapping[int, StoredPrefix],
-        program: SessionProgram,
-        progress: Callable[[str, int, int], None],
-    ) -> None:
-        self._session = session
-        self._store = store
-        self._facts = facts
-        self._program = program
-        self._progress = progress
+    session: Session
+    store: PrefixStore
+    facts: Mapping[int, StoredPrefix]
+    program: SessionProgram
+    progress: Callable[[str, int, int], None]
 
     def load(self, suite: Suite, load: str, lease: WeightLease) -> dict[str, Any]:
         """Load the rows and keep them under the load's id. Raises what the store raises, and the session's error."""
-        total, done = sum(len(one.shapes()) for one in self._facts.values()), 0
+        total, done = sum(len(one.shapes()) for one in self.facts.values()), 0
 
         def share(number: int, name: str) -> Tensor:
             nonlocal done
-            self._session.check()
-            self._session.step = f"loading rows {name}"
-            self._progress("prefix load", done, total)
+            self.session.check()
+            self.session.step = f"loading rows {name}"
+            self.progress("prefix load", done, total)
             done += 1
-            return self._store.share(self._facts[number], name).to(self._program.device)
+            return self.store.share(self.facts[number], name).to(self.program.device)
 
-        rows = self._program.load_rows(suite, share)
-        self._progress("prefix load", total, total)
+        rows = self.program.load_rows(suite, share)
+        self.progress("prefix load", total, total)
         lease.put(load, rows)
         return rows
