@@ -34,8 +34,9 @@ def test_what_is_found_is_what_was_committed() -> None:
 
 def test_costs_are_those_of_the_program_and_problems_are_named() -> None:
     setting, architecture = Setting("masked"), with_positions(SHAPES["gpt2"], 1100)
-    full, kept, much = offers(architecture, setting, Lengths(512, 8), ("full", "mpcache", "snapkv:budget=0.01"))
-    assert (full.policy, kept.problem) == ("full", "")
+    asked = ("full", "mpcache", "snapkv:budget=0.01", "kvmerger:budget=0.4")
+    full, kept, much, merged = offers(architecture, setting, Lengths(512, 8), asked)
+    assert (full.policy, kept.problem, merged.problem) == ("full", "", "")  # what tokens receive reaches beyond 2^8 here
     assert "budget = 0.01" in much.problem
     token, once = price(architecture, Setting("masked", policy="mpcache"), 512)
     assert (kept.token, kept.once) == (token, once)
