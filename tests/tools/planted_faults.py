@@ -839,6 +839,27 @@ FAULTS: tuple[Fault, ...] = (
         (f"{UNIFORM}::test_everything_that_is_opened_in_a_generation_is_uniform",),
     ),
     Fault(
+        "bits of rows of tokens are opened without a mask",
+        "protocols/masked/tokens.py",
+        "masked.append(own[-1] ^ _packed_bits(rho))",
+        "masked.append(own[-1])",
+        (f"{UNIFORM}::test_so_is_what_rows_of_tokens_open",),
+    ),
+    Fault(
+        "whether a row's bit was opened as 0 is opened without a mask",
+        "protocols/masked/tokens.py",
+        "BitOpening(tau ^ rho if c.evaluating else tau)",
+        "BitOpening(tau)",
+        ("tests/protocols/test_tokens.py",),
+    ),
+    Fault(
+        "a row of the token table keeps the sign of its opened bit",
+        "protocols/masked/tokens.py",
+        "taus.append(_parities(own & ~opened))",
+        "taus.append(_parities(own & opened))",
+        ("tests/protocols/test_tokens.py",),
+    ),
+    Fault(
         "the last rows of a large factor are left out",
         "mpc/ring.py",
         "for start in range(0, depth, step)]",

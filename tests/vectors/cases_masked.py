@@ -120,7 +120,10 @@ def _linear() -> dict[str, list[Case]]:
         return product.weight_product(s.context, "linear", opened, kept)
 
     async def looked_up(s: MaskedSuite, index: Shared, table: Shared, bits: int) -> Shared:
-        return await tokens.look_up(s.context, index, await fixed(s, table, bits), bits)
+        return await tokens.by_rows(s.context, index, await fixed(s, table, bits), bits)
+
+    async def looked_up_by_bits(s: MaskedSuite, index: Shared, table: Shared, bits: int) -> Shared:
+        return await tokens.by_bits(s.context, index, await fixed(s, table, bits), bits)
 
     def made_fresh(s: MaskedSuite, x: Shared) -> Shared:
         found = s.output(s.convert.new(x, s.convert.bounds.here.activation))
@@ -139,6 +142,13 @@ def _linear() -> dict[str, list[Case]]:
             "look up",
             looked_up,
             [Input(torch.tensor([4, 0, 1]), 64, 0), some((5, 2), 64, 16, 20)],
+            {"bits": 32},
+            opened=False,
+        )
+        + cases(
+            "look up by bits",
+            looked_up_by_bits,
+            [Input(torch.tensor([4, 0, 1, 10, 7, 9, 3, 2]), 64, 0), some((11, 2), 64, 16, 20)],
             {"bits": 32},
             opened=False,
         ),
