@@ -34,7 +34,8 @@ PoliciesOption = Annotated[
 ]
 BudgetsOption = Annotated[str, typer.Option("--budgets", help="Set where a policy's text leaves its budget open.")]
 LengthsOption = Annotated[
-    str | None, typer.Option("--lengths", help="Tokens of prompts; 256,512,1024, with --tasks 1000,2000,4000.")
+    str | None,
+    typer.Option("--lengths", help="Tokens of prompts; 256,512,1024, with --memory 1024, with --tasks 1000,2000,4000."),
 ]
 QuestionsOption = Annotated[
     int | None, typer.Option("--questions", min=1, help="Prompts of each length; 50, with --tasks 12 of each task.")
@@ -127,8 +128,9 @@ def run(
     check_suite(suite)
     chosen, shares = tuple(policy_texts(policies or [])), numbers("--budgets", budgets)
     others: dict[str, Any] = {"--longbench": longbench, "--needle": needle, "--spot-check": spot_check, "--new": new}
+    usual = "1024" if memory is not None else "1000,2000,4000" if tasks is not None else "256,512,1024"
+    sizes = whole_numbers("--lengths", lengths or usual)
     if memory is not None:
-        sizes = whole_numbers("--lengths", lengths or "1024")
         at = settings_of(chosen, numbers("--memory", memory), sizes, questions, str(seed) if seeds is None else seeds)
         at = replace(at, suite=suite, parties=parties, device=check_device(device), turns=turns)
         return run_memory(model, at, folder, as_json, {**others, "--tasks": tasks, "--text": text})
@@ -137,10 +139,8 @@ def run(
     if tasks is not None:
         from launch.cli.commands.quality_tasks import Rest, run_tasks
 
-        sizes = whole_numbers("--lengths", lengths or "1000,2000,4000")
         rest = Rest(questions or 12, seed, form, text, suite, parties, check_device(device), folder, as_json, others)
         return run_tasks(model, tasks, chosen, shares, sizes, rest)
-    sizes = whole_numbers("--lengths", lengths or "256,512,1024")
     asked = SweepSettings(chosen, shares, tuple(sizes), questions or 50, seed, new)
     asked = replace(asked, text=text, text_tokens=text_tokens, needle=needle, depths=numbers("--depths", depths))
     asked = replace(
