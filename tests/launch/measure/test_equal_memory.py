@@ -19,6 +19,7 @@ from models.costs.cached import cache_bytes
 from models.generation import GenerationPlan, PlainModel
 from models.recall import questions as lists
 from tests.launch.conftest import Command
+from tests.tools import headlines
 
 RECALL = Path(models.recall.__file__).parent
 LENGTH = 256
@@ -124,3 +125,10 @@ def test_mistakes_are_named(model: str, arguments: list[str], message: str, comm
     done = command("quality", "--model", RECALL / model, *arguments)
     assert (done.code, done.out) == (2, "")
     assert message in " ".join(done.err.split())
+
+
+def test_pages_in_the_documentation_are_made_from_their_results() -> None:
+    """With the table of what systems are known for, whose reasons belong to relations that do not hold."""
+    folder = headlines.QUALITY / "memory"
+    assert (folder / "results.md").read_text(encoding="utf-8") == page(json.loads((folder / "results.json").read_text()))
+    assert headlines.WHERE.read_text(encoding="utf-8") == headlines.text()
