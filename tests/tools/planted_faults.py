@@ -385,6 +385,28 @@ FAULTS: tuple[Fault, ...] = (
         "return list(range(low + (high - low) % 2, high - 2, 2))",
         (f"{GATES}::test_power",),
     ),
+    # ---- veiled products
+    Fault(
+        "a product is opened without its veil",
+        "protocols/masked/veiled.py",
+        "fresh = c.tape.random(op, tuple(shape), bits)",
+        "fresh = c.tape.random(op, tuple(shape), bits) * 0",
+        (f"{UNIFORM}::test_everything_that_is_opened_in_a_generation_is_uniform",),
+    ),
+    Fault(
+        "a veil's mask forgets the product of the masks",
+        "protocols/masked/veiled.py",
+        "return fresh - f(x.lam, y.lam, bits)",
+        "return fresh",
+        ("tests/protocols/test_truncation_functionality.py",),
+    ),
+    Fault(
+        "shares behind a veil are cut without the half",
+        "protocols/masked/veiled.py",
+        "sent + (1 << (count - 1)) if c.first else sent",
+        "sent",
+        ("tests/protocols/test_truncation_functionality.py",),
+    ),
     # ---- softmax and norms
     Fault(
         "scores read as they are, not relative to their row",
