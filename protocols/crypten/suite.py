@@ -219,6 +219,13 @@ class CryptenSuite(CryptenLinear):
             watched = "value" if kind is None and not x.bounded else None
             return masked_factors.mask_for_reuse(self.session, self._standard(x), watched, KEY_LIMIT)
 
+    async def append(self, cache: Value, new: Value, dim: int, kind: str | None = None) -> Value:
+        """As in `Suite`."""
+        found, before = own_value(await super().append(cache, new, dim, kind)), own_value(cache)
+        if dim == 1:
+            found.lineage = before.lineage
+        return found
+
     async def unattended(self, mass: Value) -> None:
         """As in `Suite`: 1 round, 8 bytes per element; CrypTen's own way has no flags."""
         if self._own is None:

@@ -349,7 +349,7 @@ class MaskedSuite(Suite):
         return await held.channel_energies(self.convert, q, k)
 
     async def choose_channels(self, q: Value, chosen: Value) -> MaskedTensor:
-        return await attention.choose_channels(self.convert, q, chosen)
+        return await selected_attention.choose_channels(self.convert, q, chosen)
 
     async def partition(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
         return await selection.partition(self.convert, keep, rows, k)
