@@ -54,8 +54,11 @@ SettingValue = bool | int | float | str
 class LayerState:
     """What a policy keeps of one layer between calls; nothing, where it does not derive a dataclass from this one.
 
-    A policy assigns new values to the fields and never changes a value in place, so a copy of a cache may share them.
-    """
+    A policy assigns new values to the fields and never changes a value in place: copies of a cache may share them."""
+
+    def parts(self) -> tuple[LayerState, ...]:
+        """Return it, and the states within it."""
+        return (self,)
 
 
 State = TypeVar("State", bound=LayerState)
@@ -150,10 +153,11 @@ class LayerCache:
         return self.k, self.v
 
     def state_of(self, kind: type[State]) -> State:
-        """Return the policy's state, which is of this kind."""
-        if not isinstance(self.state, kind):
-            raise RuntimeError(f"the cache was made for another policy: it holds {type(self.state).__name__}")
-        return self.state
+        """Return the policy's state, or the one within it, which is of this kind."""
+        for one in self.state.parts():
+            if isinstance(one, kind):
+                return one
+        raise RuntimeError(f"the cache was made for another policy: it holds {type(self.state).__name__}")
 
 
 class KVCache(Paged):
@@ -270,8 +274,7 @@ class CachePolicy(ABC):
         return False
 
     def verifies(self, rows: int) -> bool:
-        """Whether drafted tokens can be verified: so many rows in one step, each with its own attention, some of which are
-        dropped again."""
+        """Whether drafted tokens can be verified: so many rows in one step, of which some are dropped again."""
         return False
 
     @property
@@ -358,8 +361,7 @@ class CachePolicy(ABC):
         return 0
 
     def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
-        """Return the work after a prompt in steps that can be measured one by one, to be run in order; local work may be
-        done at once. seen: as observation(T) asks, of no more than T queries."""
+        """Return the work after a prompt in steps that can be measured one by one. seen: as observation(T) asks."""
         return []
 
     @final
