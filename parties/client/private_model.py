@@ -223,7 +223,8 @@ class PrivateModel:
     def generate(
         self, inputs: Inputs | None = None, generation_config: Any = None, *, streamer: Any = None, **options: Any
     ) -> Any:
-        """Return token ids of prompt and answer, int64 [1, T + new]; with return_dict_in_generate=True a `PrivateOutput`.
+        """Return token ids of prompt and answer, int64 [1, T + new] (behind an encoder, as transformers, of the token that
+        answers begin behind, and the answer); with return_dict_in_generate=True a `PrivateOutput`.
 
         inputs: one prompt, as token ids ([T] or [1, T]) or text; what a tokenizer of transformers returns fits as
         keywords (`**inputs`). generation_config: a `GenerationConfig`, whose values options go over, or `SamplingParams`
@@ -238,8 +239,9 @@ class PrivateModel:
         `Cancellation`, which lets another thread end it with `Cancelled`.
         """
         prompt = self._read(_inputs(inputs, options), options)
+        before = self.reference.architecture.continued(prompt.ids)
         if streamer is not None:
-            streamer.put(torch.tensor([prompt.ids]))
+            streamer.put(torch.tensor([before]))
         try:
             as_dict = bool(_given(generation_config, options).get("return_dict_in_generate", False))
             call = self._call(prompt, generation_config, options)
@@ -248,7 +250,7 @@ class PrivateModel:
         finally:
             if streamer is not None:
                 streamer.end()
-        sequences = torch.tensor([[*prompt.ids, *result.tokens]])
+        sequences = torch.tensor([[*before, *result.tokens]])
         if not as_dict:
             result.check_range()
             return sequences
@@ -311,7 +313,8 @@ class PrivateModel:
                 raise needs_logits("decoding 'logits'")
             asked = GenerationOptions(config, output_logits=config.decoding == "logits")
         else:
-            asked = read_options(given, len(prompt.ids), self.allow_logits)
+            before = len(self.reference.architecture.continued(prompt.ids))
+            asked = read_options(given, before, self.allow_logits)
         asked = asked.at_turn_end(prompt.end)
         request = replace(
             self.defaults,
@@ -342,7 +345,8 @@ class PrivateModel:
         return self._drafts[text]
 
     def _run(self, call: _Call, on_token: Callable[[int], None]) -> GenerationResult:
-        so_far, stop = list(call.prompt.ids), list(call.options.params.stop)
+        so_far = list(self.reference.architecture.continued(call.prompt.ids))
+        stop = list(call.options.params.stop)
         until = TextUntil(self._prompts.tokenizer.stream(call.prompt.context), stop) if stop else None
 
         def more(token: int) -> bool:

@@ -207,7 +207,7 @@ class ClientSession(Conversation):
     def _choose(self, logits: Tensor) -> int:
         """Choose a token from opened logits [V]. Raises `ConfigurationError` when `adjust` leaves no choice."""
         params = self.request.params
-        tokens = [*self.request.text_ids, *self.tokens]
+        tokens = [*self.request.architecture.continued(self.request.text_ids), *self.tokens]
         adjusted = logits if params.adjust is None else params.adjust(logits, tokens)
         if not math.isfinite(float(adjusted.max())):
             raise ConfigurationError(
