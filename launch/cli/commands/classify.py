@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,8 +37,8 @@ def run(
     """Classify texts on secret shares with an encoder (BERT, RoBERTa, DistilBERT), one line of JSON each.
 
     Without --config, compute parties, a dealer and a model owner run as temporary processes of this machine. A checkpoint
-    for token classification gives the labels of each token. Scores and labels come to this process alone; parties learn the
-    length of each text to within a few sizes.
+    for token classification gives the labels of each token. All texts go through one session. Scores and labels come to this
+    process alone; parties learn how many texts there are, and their lengths to within a few sizes.
     """
     from parties.client.texts import as_record
 
@@ -49,6 +49,6 @@ def run(
     own.reader.labels(names)
     own.reader.read(given)
     with asking(asked, own) as private:
-        for text in given:
-            (found,) = private.classify([text], labels=names)
+        answers: list[Any] = list(private.classify(given, labels=names))
+        for text, found in zip(given, answers, strict=True):
             show({"text": text if isinstance(text, str) else list(text), **as_record(found)})
