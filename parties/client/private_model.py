@@ -187,18 +187,18 @@ class PrivateModel:
         texts: Texts,
         *,
         labels: Sequence[str] | None = None,
+        words: bool = False,
         suite: SuiteSpec | str | None = None,
         cancellation: Cancellation | None = None,
     ) -> list[Classification] | list[list[LabelledToken]]:
-        """Return the class of each text, or with a head for tokens the labels of each text's tokens, in one session.
-
-        labels: names instead of config.json's `id2label`. Raises as `embed`; `CheckpointError` where labels have no names.
-        """
+        """Return the class of each text, or with a head for tokens the labels of each text's tokens (with `words` of its
+        words, each its first token's), in one session. labels: names instead of config.json's `id2label`. Raises as `embed`;
+        `CheckpointError` where labels have no names."""
         reader = self._reader()
-        named = reader.labels(labels)
+        named = reader.labels(labels, words)
         read, found = self._encoded(reader, texts, reader.architecture.usual_output, suite, cancellation)
         if reader.architecture.head == "labels":
-            return [labelled(values, encoded, named) for encoded, values in zip(read, found, strict=True)]
+            return [labelled(values, encoded, named, words) for encoded, values in zip(read, found, strict=True)]
         return [classified(values[0], named) for values in found]
 
     def _reader(self) -> TextReader:

@@ -164,6 +164,12 @@ def cells(names: Sequence[str], policy: str, seed: int) -> Iterator[Cell]:
             yield Cell(name, *SETTINGS[(place + turn) % len(SETTINGS)], policy, seed)
 
 
+def kind_of(name: str) -> str:
+    """Return the `model_type` of a variant."""
+    oracle = encoder_decoders if name in encoder_decoders.VARIANTS else checkpoints
+    return str(oracle.VARIANTS[name][1].model_type)
+
+
 def recorded(file: Path) -> dict[Cell, Outcome]:
     """Return what a record holds, the last outcome of each cell."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []

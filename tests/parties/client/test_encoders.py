@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from models.architectures import encoder_of
-from models.checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint, read_description
 from models.encoding import EncoderInput, EncodingPlan, PlainEncoder
 from models.shapes import find_description
+from models.tokenizer.text import TextTokenizer
 from mpcache import ConfigurationError, PermissionRefused, PrivateModel, SuiteSpec
 from parties.client.client import Client
 from parties.client.encoding import EncodingRequest
-from parties.client.texts import Classification
+from parties.client.texts import Classification, TextReader, labelled
 from parties.server.permissions import Permissions
 from parties.wire.manifest import Manifest
 from tests.models import random_encoders as encoders
@@ -120,3 +121,26 @@ def test_sessions_of_many_texts() -> None:
     assert [len(one) for one in found] == [20 + 15, 5]
     assert sorted(place for one in found for place in one) == list(range(40))
     assert all(len(texts[place].ids) == 5 for place in found[0][:20])
+
+
+def test_labels_of_words(tmp_path: Path) -> None:
+    """Each is its first token's and stands where all its tokens do."""
+    vocabulary = {word: n for n, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "ad", "##a", "in", "par", "##is"])}
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    model = encoders.save("bert-labels-one-head", tmp_path)
+    names = [f"label {n}" for n in range(7)]
+    architecture = encoder_of(read_description(tmp_path), "it")
+    reader = TextReader(architecture, TextTokenizer.load(tmp_path, ()), tmp_path)
+    (encoded,) = reader.read([("ada in", "paris")])
+    assert encoded.words == [None, 0, 0, 1, None, 2, 2, None]
+    logits = encoders.outputs(model, encoded.ids, encoded.types)["labels"]
+    found = labelled(logits, encoded, reader.labels(names, words=True), words=True)
+    assert [(one.start, one.end) for one in found] == [(0, 3), (4, 6), (0, 5)]
+    assert [one.label for one in found] == [names[int(logits[n].argmax())] for n in (1, 3, 5)]
+    tokens = labelled(logits, encoded, reader.labels(names))
+    assert [(one.start, one.end) for one in tokens] == [(0, 2), (2, 3), (4, 6), (0, 3), (3, 5)]
+    encoders.save("bert-classes", tmp_path)
+    other = TextReader(encoder_of(read_description(tmp_path), "it"), TextTokenizer.load(tmp_path, ()), tmp_path)
+    with pytest.raises(ConfigurationError, match="words: this checkpoint has the head 'classes'"):
+        other.labels(names[:5], words=True)
