@@ -114,10 +114,10 @@ def test_so_is_what_is_opened_in_an_encoding(output: Output, tmp_path: Path) -> 
     """The mask of padding, token types, the places of a mean and rows behind residual sums included."""
     model = random_encoders.save("bert", tmp_path)
     ids, types = random_encoders.text(model, 21)
-    seen, found = uniformity.observed_encoding(
-        load_checkpoint(tmp_path, torch.float64), EncoderInput(ids, types), EncodingPlan(32, output)
-    )
-    wanted = random_encoders.outputs(model, ids, types)[output]
+    texts, plan = [EncoderInput(ids, types), EncoderInput(ids[:9])], EncodingPlan((32, 32), output)
+    seen, found = uniformity.observed_encoding(load_checkpoint(tmp_path, torch.float64), texts, plan)
+    each = (random_encoders.outputs(model, list(text.ids), list(text.types) or [0] * 9)[output] for text in texts)
+    wanted = torch.cat(list(each))
     assert torch.cosine_similarity(found, wanted.double()).min() > 1 - 1e-5
     assert not uniformity.failures(uniformity.results(seen))
     assert sum(one.m.numel() for one in seen) > 100_000

@@ -30,10 +30,11 @@ from torch import Tensor
 
 from launch.local.in_process import run_in_process
 from launch.local.shares import KeptShares, opened
+from models import encoding
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder
 from models.encoder import Encoder
-from models.encoding import EncoderInput, EncodingPlan, encode
+from models.encoding import EncoderInput, EncodingPlan, encode, shared_rows
 from models.generation import GenerationPlan, generate, token_indices
 from models.loaded import load_weights
 from models.outputs import Decoding
@@ -227,11 +228,11 @@ async def _looked_up(suite: MaskedSuite, index: Value, table: Value) -> MaskedTe
     return await suite.look_up(index, table)
 
 
-def observed_encoding(checkpoint: Checkpoint, text: EncoderInput, plan: EncodingPlan) -> tuple[list[Opened], Tensor]:
+def observed_encoding(checkpoint: Checkpoint, texts: list[EncoderInput], plan: EncodingPlan) -> tuple[list[Opened], Tensor]:
     """What party 0 of two sees from loading an encoder to its output, and the output."""
     a = checkpoint.encoder
     weights = {name: additive(fixed_point.encode(w, WEIGHT_BITS), 2) for name, w in checkpoint.weights.items()}
-    rows = additive(text.rows(a, plan), 2)
+    rows = additive(shared_rows(a, plan, texts), 2)
 
     def main(suite: MaskedSuite, party: int | None) -> list[OutputShare]:
         held = suite.run(load_weights(suite, a, lambda name: None if party is None else weights[name][party]))
@@ -240,7 +241,8 @@ def observed_encoding(checkpoint: Checkpoint, text: EncoderInput, plan: Encoding
         return endpoint.shares
 
     seen, found = _observed(2, main)
-    return seen, text.result(opened([shares[0] for shares in found]), plan.output)
+    batches = [opened(list(shares)) for shares in zip(*found, strict=True)]
+    return seen, torch.cat(encoding.results(batches, plan, texts))
 
 
 def _observed(
