@@ -162,11 +162,11 @@ class LayerCache:
 
 class KVCache(Paged):
     """All layers' caches of one session. seen: tokens processed so far, cached or not; behind: those of a registered prefix,
-    or of chunks, whose prompt has `places`; group: R; prompt_tokens: of a prompt that comes in several batches, 0 otherwise;
-    append_only: whether a token's step only appends rows; drafted: rows of a step of drafted tokens that are cached while
-    it is not known how many of them stay (`seen` is the number before the step), 0 otherwise. All public. weights: the
-    session's, where policies have learned of the model. looking: at batches of a prompt. dropped: choices of an expert that
-    found no place in the prompt, secret [1], None where none could be missed. prompt: what an encoder read of it."""
+    or of chunks, whose prompt has `places`; group: R; prompt_tokens: of a prompt that comes in several batches, else 0;
+    append_only: whether a token's step only appends rows; drafted: rows of a step of drafted tokens while it is not known
+    how many stay (`seen` is the number before the step), else 0. All public. weights: the session's, where policies have
+    learned of the model. looking: at batches of a prompt. dropped: choices of an expert that found no place in the prompt,
+    secret [1], None where none could be missed. prompt: what an encoder read of it."""
 
     def __init__(self, a: Architecture, policy: CachePolicy, weights: Mapping[str, Value] | None = None) -> None:
         every = tuple(range(a.layers))
@@ -241,8 +241,8 @@ class KVCache(Paged):
         """Return a cache that may grow without this one changing, between two tokens; values are shared."""
         out = copy.copy(self)
         out.layers = [copy.copy(entry) for entry in self.layers]  # rows that are elsewhere stay there
-        for entry in out.layers:
-            entry.state = copy.copy(entry.state)
+        for one in out.layers:
+            one.state = copy.copy(one.state)
         out._started, out._rows = [], []
         return out
 
@@ -329,8 +329,8 @@ class CachePolicy(ABC):
         return [tokens]
 
     def looking_ahead(self, batch: Batch) -> int:
-        """Return how many of the prompt's last tokens are processed behind a batch before their own, too, for what their
-        queries say of it, not cached; 0 for the last one. Or all `probes`, by default behind the last one. Public."""
+        """Return how many of the prompt's last tokens are processed behind a batch before their own, too, for their queries,
+        not cached; 0 for the last one. Or all `probes`, by default behind the last one. Public."""
         return self.probes if batch.last else 0
 
     def observed_in(self, batch: Batch, layer: int) -> Observation:
@@ -341,12 +341,10 @@ class CachePolicy(ABC):
         return replace(asked, queries=batch.observed(asked.queries), late=batch.observed(asked.late))
 
     async def after_batch(self, suite: Suite, cache: KVCache, layer: int, batch: Batch, seen: Seen) -> None:
-        """Do the work after a batch of the prompt, whose keys and values are cached; may shrink the layer's cache. What only
-        the next batch needs may be started with `KVCache.run_in_background`. seen: as observed_in(batch) asks; what batches
-        tell is added up; local."""
+        """Do the work after a batch of the prompt, which is cached; may shrink the layer's cache. What only the next batch
+        needs may be run in the background. seen: as observed_in(batch) asks; what batches tell is added up; local."""
         entry = cache.layers[layer]
-        before, entry.seen = entry.seen, Seen()
-        seen = seen.after(suite, before)
+        seen, entry.seen = seen.after(suite, entry.seen), Seen()
         if batch.last:  # what is left is for the answer's tokens, so its rounds are beside those of the layers behind
             await cache.run_in_background(in_order(self.prompt_stages(suite, cache, layer, seen)))
         else:

@@ -157,8 +157,8 @@ def _on_shares(kind: str) -> list[str]:
     if not found:
         return [f"Not recorded yet; {command} runs it."]
     rows = [
-        f"| {cell.name}{f', sizes {cell.seed}' if cell.seed else ''} | {cell.suite} | {cell.parties} | {one.equal} of {one.prompts} | {one.tokens} | {one.flagged} | "
-        f"{one.error:.4f} |"
+        f"| {cell.name}{f', sizes {cell.seed}' if cell.seed else ''} | {cell.suite} | {cell.parties} | "
+        f"{one.equal} of {one.prompts} | {one.tokens} | {one.flagged} | {one.error:.4f} |"
         for cell, one in sorted(found.items(), key=lambda item: astuple(item[0]))
     ]
     return [
