@@ -196,8 +196,7 @@ class KVCache(Paged):
     def drop_last(self, suite: Suite, layer: int, tokens: int) -> None:
         """Take back the last tokens that were appended to a layer; local."""
         entry = self.layers[layer]
-        k, v = entry.keys_and_values()
-        count = entry.length - tokens
+        (k, v), count = entry.keys_and_values(), entry.length - tokens
         entry.k, entry.v = suite.keep_first(k, count, 1), suite.keep_first(v, count, 1)
 
     async def run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -213,8 +212,7 @@ class KVCache(Paged):
         """Drop what has left the layer's sliding window for every token to come and for the last one."""
         entry = self.layers[layer]
         if entry.window is not None and entry.length > entry.window:
-            k, v = entry.keys_and_values()
-            entry.k, entry.v = k[:, -entry.window :], v[:, -entry.window :]
+            entry.k, entry.v = (x[:, -entry.window :] for x in entry.keys_and_values())
 
     def row(self, number: int, layer: int) -> Self:
         """Return the cache as a drafted token sees it, with this layer up to itself: `seen`, `length` and the policy's state
