@@ -39,6 +39,7 @@ from models.masks import Places, causal_mask
 from models.observation import Observation, Seen
 from models.prompt_rows import Looking, PromptRows
 from models.segments import Segment, attention_over
+from protocols.paging import Paged, RowsField, rows_in, slot_of
 from protocols.schedule import Future, later
 from protocols.suite import Suite, Value
 
@@ -124,18 +125,18 @@ class LayerCache:
     learned: Learned
     window: int | None = None
     state: LayerState = field(default_factory=LayerState)
-    k: Value | None = None
-    v: Value | None = None
+    k: RowsField[Value | None] = RowsField(None)  # noqa: RUF009
+    v: RowsField[Value | None] = RowsField(None)  # noqa: RUF009
     seen: Seen = field(default_factory=Seen)
     prompt_queries: Tensor | None = None
     queries: Value | None = None
-    held: tuple[Segment, ...] = ()
+    held: RowsField[tuple[Segment, ...]] = RowsField(())  # noqa: RUF009
     rotary: Rotary | None = None
 
     @property
     def length(self) -> int:
-        """Return S, the number of cached tokens in k and v; public."""
-        return 0 if self.k is None else self.k.shape[1]
+        """Return S, how many tokens k and v cache; public."""
+        return rows_in(self.__dict__[slot_of("k")])
 
     @property
     def segments(self) -> list[Segment]:
@@ -155,7 +156,7 @@ class LayerCache:
         return self.state
 
 
-class KVCache:
+class KVCache(Paged):
     """All layers' caches of one session. seen: tokens processed so far, cached or not; behind: those of a registered prefix,
     or of chunks, whose prompt has `places`; group: R; prompt_tokens: of a prompt that comes in several batches, 0 otherwise;
     append_only: whether a token's step only appends rows; drafted: rows of a step of drafted tokens that are cached while
@@ -228,15 +229,16 @@ class KVCache:
         """Drop all but the first `rows` drafted ones, at every layer; the others' places are free again. Local."""
         self._rows = []
         for entry in (one for one in self.layers if one.length):  # an encoder's layers hold nothing
-            k, v = entry.keys_and_values()
-            stay = entry.length - self.drafted + rows
+            (k, v), stay = entry.keys_and_values(), entry.length - self.drafted + rows
             entry.k, entry.v = suite.keep_first(k, stay, 1), suite.keep_first(v, stay, 1)
         self.seen += rows
 
     def copied(self) -> Self:
         """Return a cache that may grow without this one changing, between two tokens; values are shared."""
         out = copy.copy(self)
-        out.layers = [replace(entry, state=copy.copy(entry.state)) for entry in self.layers]
+        out.layers = [copy.copy(entry) for entry in self.layers]  # rows that are elsewhere stay there
+        for entry in out.layers:
+            entry.state = copy.copy(entry.state)
         out._started, out._rows = [], []
         return out
 

@@ -89,12 +89,13 @@ def middle_layer(architecture: AnyArchitecture, repeats: list[int]) -> int:
 @dataclass(frozen=True)
 class Step:
     """One step's costs. layer: of the layer in the middle; largest: elements of the largest tape entry; cached: as in
-    `Trace`."""
+    `Trace`; kept: bytes of all layers' rows behind it, where it was traced alone."""
 
     costs: Costs
     layer: Costs
     largest: float
     cached: CacheBytes | None = None
+    kept: int | None = None
 
 
 class Tracer:
@@ -152,7 +153,8 @@ class Tracer:
         middle = middle_layer(reduced, repeats)
         flags = suite_class(setting.suite).flag_bytes * (architecture.layers - reduced.layers)
         costs = found.costs(repeats).plus({(CHOICE, NO_OPERATION, "offline_bytes"): flags} if flags else {})
-        return Step(costs, found.layer(middle), max(found.largest.values()))
+        kept = sum(size * count for size, count in zip(found.held, repeats, strict=True)) if found.held else None
+        return Step(costs, found.layer(middle), max(found.largest.values()), kept=kept)
 
     def tokens(self, first: int, last: int) -> Costs:
         """Sum over decoded tokens with first to last tokens cached before them."""

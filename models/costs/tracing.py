@@ -18,7 +18,7 @@ from models.architecture import Architecture
 from models.architectures import AnyArchitecture
 from models.cache import KVCache
 from models.chunks import ChunkPlan
-from models.costs.cached import CacheBytes, held_bytes
+from models.costs.cached import CacheBytes, held_by_layer, held_bytes
 from models.costs.products import Products
 from models.costs.program import NoInputs, StepPlan, encoding_step, fill, load, load_before, registering_step, step
 from models.decoder import Decoder
@@ -180,12 +180,14 @@ class Setting:
 @dataclass(frozen=True)
 class Trace:
     """One step of a whole (perhaps reduced) model. largest: elements of the largest tape entry by operation. cached: so
-    far, of a session that is traced in order; None for a step alone."""
+    far, of a session that is traced in order; None for a step alone, of which `held` are the bytes of each traced layer's
+    rows behind it."""
 
     ledger: Ledger
     products: Mapping[tuple[str, str, str], int]
     largest: Mapping[str, int]
     cached: CacheBytes | None = None
+    held: tuple[int, ...] = ()
 
     def costs(self, repeats: Sequence[int]) -> Costs:
         """Return costs by part, layers together: repeats[n] is how many layers the n-th traced one stands for."""
@@ -255,7 +257,7 @@ def trace_step(
         suite.run(registering_step(decoder, tokens, STEP))
     else:
         suite.run(step(decoder, cache, setting.step(tokens, drafted), None, STEP))
-    return Trace(suite.ledger, products.counts, tape.largest)
+    return Trace(suite.ledger, products.counts, tape.largest, held=tuple(held_by_layer(cache)))
 
 
 def trace_session(architecture: Architecture, setting: Setting, prompt: int, new: int, kept: int = 1) -> Iterator[Trace]:

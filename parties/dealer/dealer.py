@@ -267,7 +267,7 @@ class DealerServer(RoleServer[DealerSession]):
         outlet.begin()
         return session, stream.outgoing()
 
-    def foresee(self, stream: PeerStream, message: Message) -> Callable[[], None] | None:
+    def foresee(self, stream: PeerStream, message: Message) -> Callable[[], object] | None:
         """Return what a session costs, if that takes time to predict."""
         if message.WhichOneof("content") != "open":
             return None

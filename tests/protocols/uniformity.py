@@ -43,8 +43,9 @@ from models.prefixes import PrefixPlan, register
 from mpc import fixed_point, ring
 from protocols.masked.magnitudes import WEIGHT_BITS
 from protocols.masked.suite import MaskedSuite
+from protocols.masked.values import MaskedTensor
 from protocols.masked.wide import WideOpening
-from protocols.suite import OutputShare
+from protocols.suite import OutputShare, Value
 from tests.protocols.masked.harness import additive
 
 FALSE_POSITIVES = 1e-9
@@ -206,6 +207,25 @@ def observed_prefix(checkpoint: Checkpoint, prompt: Sequence[int], behind: int) 
     seen, found = _observed(2, main)
     steps = list(zip(*found, strict=True))[1:]
     return seen, [[int(opened(parts).round())] for parts in steps]
+
+
+def observed_rows(index: Tensor, table: Tensor, parties: int) -> list[Opened]:
+    """What party 0 sees while the rows of a table [V, D] at places [T] are looked up, the table's loading left out."""
+    held, places = additive(fixed_point.encode(table, WEIGHT_BITS), parties), additive(index, parties)
+
+    def main(suite: MaskedSuite, party: int | None) -> list[OutputShare]:
+        weight = suite.run(suite.weight("embedding.tokens", table.shape, None if party is None else held[party]))
+        shared = suite.indices(len(index), None if party is None else places[party], len(table))
+        found: MaskedTensor = suite.run(_looked_up(suite, shared, weight))
+        return [suite.output(found)]
+
+    seen, outputs = _observed(parties, main)
+    assert torch.equal(opened([shares[0] for shares in outputs]), table[index])
+    return [one for one in seen if one.operation == "embed"]
+
+
+async def _looked_up(suite: MaskedSuite, index: Value, table: Value) -> MaskedTensor:
+    return await suite.look_up(index, table)
 
 
 def observed_encoding(checkpoint: Checkpoint, texts: list[EncoderInput], plan: EncodingPlan) -> tuple[list[Opened], Tensor]:

@@ -26,7 +26,7 @@ from models.families.standard import Standard
 from models.families.t5 import T5
 from models.known_checkpoints import KNOWN
 from models.shapes import find_description, with_layers
-from tests.tools.family_sweep import kind_of, recorded
+from tests.tools.family_sweep import Cell, kind_of, recorded
 
 RECORD = Path(__file__).with_name("family_sweep.jsonl")
 FOLDER = Path(__file__).parents[2] / "docs" / "families"
@@ -157,7 +157,7 @@ def _on_shares(kind: str) -> list[str]:
     if not found:
         return [f"Not recorded yet; {command} runs it."]
     rows = [
-        f"| {cell.name}{f', sizes {cell.seed}' if cell.seed else ''} | {cell.suite} | {cell.parties} | {one.equal} of {one.prompts} | {one.tokens} | {one.flagged} | "
+        f"| {_named(cell)} | {cell.suite} | {cell.parties} | {one.equal} of {one.prompts} | {one.tokens} | {one.flagged} | "
         f"{one.error:.4f} |"
         for cell, one in sorted(found.items(), key=lambda item: astuple(item[0]))
     ]
@@ -168,6 +168,10 @@ def _on_shares(kind: str) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- |",
         *rows,
     ]
+
+
+def _named(cell: Cell) -> str:
+    return f"{cell.name}, sizes {cell.seed}" if cell.seed else cell.name
 
 
 def _encoder(a: Architecture) -> str:

@@ -68,6 +68,14 @@ TasksOption = Annotated[
         help="Tasks in long texts, made here: all, or some of single, keyed, queried, variables, common, perplexity.",
     ),
 ]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option("--memory", help="Shares of the full cache's bytes, such as 0.1,0.2: every policy within each of them."),
+]
+SeedsOption = Annotated[str | None, typer.Option("--seeds", help="Of --memory, such as 0,7; by default --seed alone.")]
+TurnsOption = Annotated[
+    bool, typer.Option("--turns", help="Of --memory: conversations of several question lists in place of single answers.")
+]
 FormOption = Annotated[
     str, typer.Option("--form", help="Of --tasks: chat, plain, or auto for chat where the model has a template.")
 ]
@@ -93,6 +101,9 @@ def run(
     needle: NeedleOption = False,
     depths: DepthsOption = "0,0.25,0.5,0.75,1",
     spot_check: SpotCheckOption = 0,
+    memory: MemoryOption = None,
+    seeds: SeedsOption = None,
+    turns: TurnsOption = False,
     tasks: TasksOption = None,
     form: FormOption = "auto",
     suite: SuiteOption = DEFAULT_SUITE,
@@ -104,15 +115,38 @@ def run(
     """Compare cache policies with the full cache: recall, equal tokens, attention kept, perplexity, LongBench scores.
 
     In plaintext; docs/quality.md defines the measures. With --spot-check answers are computed on shares too, with all
-    parties in this one process (never for secret data); exit code 1 when one differs from the plaintext one. --tasks asks
-    any model instead, what a policy costs on shares beside what it finds; answers are kept in --out as they come, and a
-    second start goes on with the rest.
+    parties in this one process (never for secret data); exit code 1 when one differs from the plaintext one. --memory
+    gives policies equal memory in place of equal budgets. --tasks asks any model instead, what a policy costs on shares
+    beside what it finds; answers are kept in --out as they come, and a second start goes on with the rest.
     """
+    from launch.measure.quality.budgets import policy_texts
     from launch.measure.quality.longbench import TEMPLATE
     from launch.measure.quality.sweep import SweepSettings
+    from mpc.errors import ConfigurationError
 
     check_suite(suite)
-    chosen, shares = tuple(policy for text in policies or [] for policy in text.split()), numbers("--budgets", budgets)
+    chosen, shares = tuple(policy_texts(policies or [])), numbers("--budgets", budgets)
+    if memory is not None:
+        from launch.cli.commands.quality_memory import run_memory
+        from launch.measure.quality.equal_memory import MemorySettings
+        from models.policies.registry import POLICIES
+
+        others: dict[str, Any] = {"--longbench": longbench, "--needle": needle, "--spot-check": spot_check, "--new": new}
+        others |= {"--tasks": tasks, "--text": text}
+        at = MemorySettings(
+            chosen or tuple(POLICIES),
+            numbers("--memory", memory),
+            whole_numbers("--lengths", lengths or "1024"),
+            questions or 10,
+            [seed] if seeds is None else seeds_of(seeds),
+            suite,
+            parties,
+            check_device(device),
+            turns,
+        )
+        return run_memory(model, at, folder, as_json, others)
+    if turns or seeds is not None:
+        raise ConfigurationError("--turns and --seeds go with --memory; add it, or leave them out")
     if tasks is not None:
         from launch.cli.commands.quality_tasks import Rest, run_tasks
 
@@ -181,6 +215,16 @@ def whole_numbers(option: str, text: str) -> list[int]:
             f"{option} '{text}': whole numbers separated by commas are needed, each once, such as 256,512"
         )
     return [int(part) for part in parts]
+
+
+def seeds_of(text: str) -> list[int]:
+    """Return the seeds separated by commas, each once. Raises `ConfigurationError`."""
+    from mpc.errors import ConfigurationError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise ConfigurationError(f"--seeds '{text}': whole numbers from 0 on are needed, separated by commas, each once")
+    return list(map(int, parts))
 
 
 def check_folder(folder: Path) -> None:
