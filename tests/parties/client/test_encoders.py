@@ -15,11 +15,12 @@ from models.checkpoint import load_checkpoint, read_description
 from models.encoding import EncoderInput, EncodingPlan, PlainEncoder
 from models.shapes import find_description
 from models.tokenizer.text import TextTokenizer
-from mpcache import ConfigurationError, PermissionRefused, PrivateModel, SuiteSpec
+from mpcache import ConfigurationError, PermissionRefused, PrivateModel, SuiteSpec, TapeError
 from parties.client.client import Client
 from parties.client.encoding import EncodingRequest
 from parties.client.texts import Classification, TextReader, labelled
 from parties.server.permissions import Permissions
+from parties.tapes.deal import DealOrder, DealSpec, deal
 from parties.wire.manifest import Manifest
 from tests.models import random_encoders as encoders
 from tests.parties.deployment import Deployment
@@ -144,3 +145,25 @@ def test_labels_of_words(tmp_path: Path) -> None:
     other = TextReader(encoder_of(read_description(tmp_path), "it"), TextTokenizer.load(tmp_path, ()), tmp_path)
     with pytest.raises(ConfigurationError, match="words: this checkpoint has the head 'classes'"):
         other.labels(names[:5], words=True)
+
+
+def test_tapes_of_several_texts(tmp_path: Path) -> None:
+    """Dealt ahead for so many texts of a length, and for no other number; no dealer runs."""
+    folder = write("distilbert-classes", tmp_path / "model")
+    deployment = Deployment(tmp_path / "deployment", 2, deadline_seconds=30)
+    spec = DealSpec([16], 1, suite=SuiteSpec("masked"), decoding="classes", texts=3)
+    deal(DealOrder(deployment.config("dealer", "dealer"), read_description(folder), spec), tmp_path / "tapes")
+    plain = PlainEncoder(load_checkpoint(folder))
+    texts = [EncoderInput([1, *range(4, 4 + n), 2]) for n in (2, 5, 3)]
+    try:
+        for name in deployment.names:
+            deployment.start_one(name, tapes=tmp_path / "tapes" / name)
+        deployment.share(folder, "classes")
+        client = Client(deployment.config("client", "client"))
+        with pytest.raises(TapeError, match="1 for another text tokens"):
+            client.encode(EncodingRequest(texts[:2], suite=SuiteSpec("masked")))
+        found = client.encode(EncodingRequest(texts, suite=SuiteSpec("masked")))
+        for one, text in zip(found.checked(), texts, strict=True):
+            torch.testing.assert_close(one, plain.output(text, "classes").double(), atol=0.01, rtol=0)
+    finally:
+        deployment.stop()
