@@ -151,8 +151,9 @@ def _small(a: Tensor, b: Tensor) -> bool:
     return products <= _SMALL
 
 
-def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
+def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS, left_bits: int = RING_BITS) -> Tensor:
     """Return `a @ b` modulo 2^bits. a: [..., M, K], b: [..., K, N], int64, any device; b may be int32 where bits <= 32.
+    left_bits: 0 <= a < 2^left_bits, public; it makes a product of few bits faster where bytes are multiplied.
 
     Vectors and short left factors on the CPU use integer kernels (they are bound by memory there), and so do small
     products; larger ones `byte_matmul` where the processor has instructions for it. Everything else, and all of CUDA, uses
@@ -169,7 +170,7 @@ def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
     small = short or b.dim() == 1 or _small(a, b)
     deep = a.shape[-1] >= (_DEEP_ENOUGH if rows >= _DEEP_ENOUGH else _DEEP)
     if a.device.type == "cpu" and not small and (bits <= 32 or deep) and byte_matmul_pays():
-        return byte_matmul(a, b, bits)
+        return byte_matmul(a, b, bits, left_bits)
     if a.device.type == "cpu" and small:
         return reduce(torch.matmul(a, b.to(torch.int64)), bits)
     if a.dim() == 1 or b.dim() == 1:
