@@ -14,6 +14,9 @@ import torch
 
 from tests.devices import NAMES, STAND_IN, computing_on
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the host; asked for before Triton is imported
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--device`."""
