@@ -219,6 +219,11 @@ class Architecture(Description):
         token that every answer begins behind."""
         return prompt if self.encoder is None else 1
 
+    def continued(self, prompt: list[int]) -> list[int]:
+        """Return the tokens that an answer goes on from, as transformers' `generate` has them in front of it: the prompt, or
+        behind an encoder the token that every answer begins behind. Secret, as the prompt is."""
+        return prompt if self.encoder is None else [self.encoder.start]
+
     def room(self, prompt: int) -> int:
         """Return the most new tokens that fit the model's positions after a prompt: the last one needs none. Behind an
         encoder prompt and answer have positions of their own. Below 1 where the prompt does not fit."""

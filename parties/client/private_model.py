@@ -171,15 +171,15 @@ class PrivateModel:
         suite: SuiteSpec | str | None = None,
         cancellation: Cancellation | None = None,
     ) -> Tensor:
-        """Return the embeddings of texts, float32 [n, D], one session each; the model must be an encoder.
+        """Return the embeddings of texts, float32 [n, D], in one session; the model must be an encoder.
 
         pooling, normalize: by default as the tokenizer's folder says (a sentence encoder's), else the mean, of length 1.
-        Parties learn each text's length to within a few sizes. Raises `ConfigurationError` for a decoder, a text that is too
-        long or a pooling that the model has not, before anything is sent; `RangeExceeded`.
+        Parties learn how many there are, and lengths to within a few sizes. Raises `ConfigurationError` for a decoder, a
+        text that is too long or a pooling that the model has not, before anything is sent; `RangeExceeded`.
         """
         reader = self._reader()
         output = reader.pooling(pooling)
-        rows = [values for _, values in self._encoded(reader, texts, output, suite, cancellation)]
+        _, rows = self._encoded(reader, texts, output, suite, cancellation)
         return stacked(rows, reader.normalises(normalize))
 
     def classify(
@@ -187,19 +187,19 @@ class PrivateModel:
         texts: Texts,
         *,
         labels: Sequence[str] | None = None,
+        words: bool = False,
         suite: SuiteSpec | str | None = None,
         cancellation: Cancellation | None = None,
     ) -> list[Classification] | list[list[LabelledToken]]:
-        """Return the class of each text, or with a head for tokens the labels of each text's tokens; one session a text.
-
-        labels: names instead of config.json's `id2label`. Raises as `embed`; `CheckpointError` where labels have no names.
-        """
+        """Return the class of each text, or with a head for tokens the labels of each text's tokens (with `words` of its
+        words, each its first token's), in one session. labels: names instead of config.json's `id2label`. Raises as `embed`;
+        `CheckpointError` where labels have no names."""
         reader = self._reader()
-        named = reader.labels(labels)
-        found = list(self._encoded(reader, texts, reader.architecture.usual_output, suite, cancellation))
+        named = reader.labels(labels, words)
+        read, found = self._encoded(reader, texts, reader.architecture.usual_output, suite, cancellation)
         if reader.architecture.head == "labels":
-            return [labelled(values, encoded, named) for encoded, values in found]
-        return [classified(values[0], named) for _, values in found]
+            return [labelled(values, encoded, named, words) for encoded, values in zip(read, found, strict=True)]
+        return [classified(values[0], named) for values in found]
 
     def _reader(self) -> TextReader:
         words, folder = self._prompts.tokenizer, self._folder
@@ -213,17 +213,18 @@ class PrivateModel:
         output: Output,
         suite: SuiteSpec | str | None,
         cancellation: Cancellation | None,
-    ) -> Iterator[tuple[EncodedText, Tensor]]:
+    ) -> tuple[list[EncodedText], list[Tensor]]:
         spec = self.defaults.suite if suite is None else _spec(suite, self.defaults.suite)
-        for encoded in reader.read(texts):
-            request = EncodingRequest(reader.input(encoded), output, suite=spec, model=self.reference)
-            yield encoded, self.client.encode(request, cancellation=cancellation).checked()
+        read = reader.read(texts)
+        request = EncodingRequest([reader.input(one) for one in read], output, spec, self.reference)
+        return read, self.client.encode_all(request, cancellation=cancellation)
 
     # ---- generation --------------------------------------------------------------------------------------------------
     def generate(
         self, inputs: Inputs | None = None, generation_config: Any = None, *, streamer: Any = None, **options: Any
     ) -> Any:
-        """Return token ids of prompt and answer, int64 [1, T + new]; with return_dict_in_generate=True a `PrivateOutput`.
+        """Return token ids of prompt and answer, int64 [1, T + new] (behind an encoder, as transformers, of the token that
+        answers begin behind, and the answer); with return_dict_in_generate=True a `PrivateOutput`.
 
         inputs: one prompt, as token ids ([T] or [1, T]) or text; what a tokenizer of transformers returns fits as
         keywords (`**inputs`). generation_config: a `GenerationConfig`, whose values options go over, or `SamplingParams`
@@ -238,8 +239,9 @@ class PrivateModel:
         `Cancellation`, which lets another thread end it with `Cancelled`.
         """
         prompt = self._read(_inputs(inputs, options), options)
+        before = self.reference.architecture.continued(prompt.ids)
         if streamer is not None:
-            streamer.put(torch.tensor([prompt.ids]))
+            streamer.put(torch.tensor([before]))
         try:
             as_dict = bool(_given(generation_config, options).get("return_dict_in_generate", False))
             call = self._call(prompt, generation_config, options)
@@ -248,7 +250,7 @@ class PrivateModel:
         finally:
             if streamer is not None:
                 streamer.end()
-        sequences = torch.tensor([[*prompt.ids, *result.tokens]])
+        sequences = torch.tensor([[*before, *result.tokens]])
         if not as_dict:
             result.check_range()
             return sequences
@@ -311,7 +313,8 @@ class PrivateModel:
                 raise needs_logits("decoding 'logits'")
             asked = GenerationOptions(config, output_logits=config.decoding == "logits")
         else:
-            asked = read_options(given, len(prompt.ids), self.allow_logits)
+            before = len(self.reference.architecture.continued(prompt.ids))
+            asked = read_options(given, before, self.allow_logits)
         asked = asked.at_turn_end(prompt.end)
         request = replace(
             self.defaults,
@@ -342,7 +345,8 @@ class PrivateModel:
         return self._drafts[text]
 
     def _run(self, call: _Call, on_token: Callable[[int], None]) -> GenerationResult:
-        so_far, stop = list(call.prompt.ids), list(call.options.params.stop)
+        so_far = list(self.reference.architecture.continued(call.prompt.ids))
+        stop = list(call.options.params.stop)
         until = TextUntil(self._prompts.tokenizer.stream(call.prompt.context), stop) if stop else None
 
         def more(token: int) -> bool:

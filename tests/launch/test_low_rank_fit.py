@@ -155,7 +155,8 @@ def test_fitted_factors_are_used(tmp_path: Path) -> None:
     assert task is not None
     asked = task.prompts(512, 1, 11)[0]
     seen = model.prefill(asked.ids)
-    right = [asked.right(model.answer(seen, text, task.answer_tokens(512))) for text in ("full", "cskv:rank=0.5|full")]
+    answers = model.answers(seen, ["full", "cskv:rank=0.5|full"], task.answer_tokens(512))
+    right = list(map(asked.right, answers))
     assert right[1] >= right[0] > 0.7 * asked.questions
 
 

@@ -51,6 +51,8 @@ from transformers import (
     Starcoder2ForCausalLM,
 )
 
+from tests.models.random_sizes import drawn
+
 GPT2_SMALL: dict[str, Any] = {"vocab_size": 97, "n_positions": 64, "n_embd": 60, "n_layer": 2, "n_head": 3}
 LLAMA_SMALL: dict[str, Any] = {
     "vocab_size": 101,
@@ -239,10 +241,12 @@ VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 
 
-def build(name: str, seed: int = 0) -> Any:
-    """A model in evaluation mode whose every parameter, gains and offsets included, is far from its neutral value."""
+def build(name: str, seed: int = 0, sizes: int = 0) -> Any:
+    """A model in evaluation mode whose every parameter, gains and offsets included, is far from its neutral value.
+    sizes: above 0, the seed of sizes of its own (`random_sizes`)."""
     torch.manual_seed(seed)
     model_class, config_class, values = VARIANTS[name]
+    values = drawn(values, sizes) if sizes else values
     config = config_class(**values, bos_token_id=1, eos_token_id=None, attn_implementation="eager")
     model = model_class(config).eval()
     with torch.no_grad():
@@ -253,9 +257,9 @@ def build(name: str, seed: int = 0) -> Any:
     return model
 
 
-def save(name: str, directory: Path, seed: int = 0, **options: Any) -> Any:
+def save(name: str, directory: Path, seed: int = 0, sizes: int = 0, **options: Any) -> Any:
     """Build and save; returns the model."""
-    model = build(name, seed)
+    model = build(name, seed, sizes)
     model.save_pretrained(directory, **options)
     return model
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
+from tests.models.random_sizes import drawn
+
 START = 3
 # heads whose channels are not width / heads, halves of buckets that do not divide, another depth on each side
 SMALL: dict[str, Any] = {
@@ -40,14 +42,22 @@ VARIANTS: dict[str, tuple[Any, Any, dict[str, Any], bool]] = {
         | {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128},
         False,
     ),
+    "t5-one-layer-each": (
+        T5ForConditionalGeneration,
+        T5Config,
+        SMALL | {"feed_forward_proj": "gated-gelu", "num_layers": 1, "num_decoder_layers": 1},
+        False,
+    ),
     "mt5": (MT5ForConditionalGeneration, MT5Config, SMALL | {"relative_attention_num_buckets": 6}, True),
 }
 
 
-def build(name: str, seed: int = 0) -> Any:
-    """A model in evaluation mode whose every parameter is far from its neutral value."""
+def build(name: str, seed: int = 0, sizes: int = 0) -> Any:
+    """A model in evaluation mode whose every parameter is far from its neutral value. sizes: as in
+    `random_checkpoints`."""
     torch.manual_seed(seed)
     model_class, config_class, values, own_head = VARIANTS[name]
+    values = drawn(values, sizes) if sizes else values
     config = config_class(**values, pad_token_id=0, eos_token_id=None)
     model = model_class(config).eval()
     if own_head:
@@ -61,9 +71,9 @@ def build(name: str, seed: int = 0) -> Any:
     return model
 
 
-def save(name: str, directory: Path, seed: int = 0) -> Any:
+def save(name: str, directory: Path, seed: int = 0, sizes: int = 0) -> Any:
     """Build and save; returns the model as transformers reads it."""
-    build(name, seed).save_pretrained(directory)
+    build(name, seed, sizes).save_pretrained(directory)
     return VARIANTS[name][0].from_pretrained(directory, attn_implementation="eager").eval()
 
 

@@ -32,8 +32,7 @@ from mpc.errors import CheckpointError, ConfigurationError
 from protocols.registry import SuiteSpec
 from tests.models import random_encoder_decoders as checkpoints
 from tests.models.random_checkpoints import prompt
-from tests.tools.family_sweep import LENGTH as SHORT
-from tests.tools.family_sweep import sweep
+from tests.tools.family_sweep import Cell, sweep
 
 TOLERANCE = 1e-4
 LENGTH = 17
@@ -85,9 +84,9 @@ def test_buckets_are_those_of_transformers(buckets: int, most: int) -> None:
 )
 def test_on_shares(name: str, suite: str, parties: int) -> None:
     """Transformers' tokens, nothing flagged; `python -m tests.tools.family_sweep` does the same at length."""
-    different, flagged, error = sweep(name, GenerationPlan(SHORT, 3), suite, parties, 1)
-    assert (different, flagged) == (0, 0)
-    assert error < 0.02
+    outcome = sweep(Cell(name, suite, parties), prompts=1, tokens=3)
+    assert outcome.right
+    assert outcome.error < 0.02
 
 
 def test_every_layer_on_shares(tmp_path: Path) -> None:

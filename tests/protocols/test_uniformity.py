@@ -19,6 +19,7 @@ from mpc.ledger import operation
 from mpc.random import Prg
 from mpc.tape import DealerTape, PartyTape
 from protocols.masked import cache
+from protocols.masked import tokens as token_rows
 from protocols.masked.context import Opening
 from protocols.masked.conversion import Conversion
 from protocols.masked.shares import Shared
@@ -97,15 +98,26 @@ def test_so_is_what_soft_caps_and_norms_with_gains_open(name: str, tmp_path: Pat
     assert {one.operation for one in seen} >= {"norm", "norm gain", "scores"}
 
 
+@pytest.mark.parametrize("parties", [2, 3])
+def test_so_is_what_rows_of_tokens_open(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By bits, of one token alone; and whether its bit was opened as 0 is not told by the bit that is opened for it."""
+    monkeypatch.setattr(token_rows, "look_up", token_rows.by_bits)
+    seen = uniformity.observed_rows(torch.full((2048,), 5), torch.arange(33.0).double().reshape(11, 3), parties)
+    assert not uniformity.failures(uniformity.results(seen))
+    rows, tau = (one.m for one in seen if one.bits == 1)
+    assert rows.shape == (2048, 11)
+    assert uniformity.chi_square_p(torch.bincount(rows[:, 5] ^ tau)) > uniformity.FALSE_POSITIVES
+
+
 @pytest.mark.parametrize("output", ["mean", "pooled"])
 def test_so_is_what_is_opened_in_an_encoding(output: Output, tmp_path: Path) -> None:
     """The mask of padding, token types, the places of a mean and rows behind residual sums included."""
     model = random_encoders.save("bert", tmp_path)
     ids, types = random_encoders.text(model, 21)
-    seen, found = uniformity.observed_encoding(
-        load_checkpoint(tmp_path, torch.float64), EncoderInput(ids, types), EncodingPlan(32, output)
-    )
-    wanted = random_encoders.outputs(model, ids, types)[output]
+    texts, plan = [EncoderInput(ids, types), EncoderInput(ids[:9])], EncodingPlan((32, 32), output)
+    seen, found = uniformity.observed_encoding(load_checkpoint(tmp_path, torch.float64), texts, plan)
+    each = (random_encoders.outputs(model, list(text.ids), list(text.types) or [0] * 9)[output] for text in texts)
+    wanted = torch.cat(list(each))
     assert torch.cosine_similarity(found, wanted.double()).min() > 1 - 1e-5
     assert not uniformity.failures(uniformity.results(seen))
     assert sum(one.m.numel() for one in seen) > 100_000

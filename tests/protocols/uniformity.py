@@ -30,10 +30,11 @@ from torch import Tensor
 
 from launch.local.in_process import run_in_process
 from launch.local.shares import KeptShares, opened
+from models import encoding
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder
 from models.encoder import Encoder
-from models.encoding import EncoderInput, EncodingPlan, encode
+from models.encoding import EncoderInput, EncodingPlan, encode, shared_rows
 from models.generation import GenerationPlan, generate, token_indices
 from models.loaded import load_weights
 from models.outputs import Decoding
@@ -42,8 +43,9 @@ from models.prefixes import PrefixPlan, register
 from mpc import fixed_point, ring
 from protocols.masked.magnitudes import WEIGHT_BITS
 from protocols.masked.suite import MaskedSuite
+from protocols.masked.values import MaskedTensor
 from protocols.masked.wide import WideOpening
-from protocols.suite import OutputShare
+from protocols.suite import OutputShare, Value
 from tests.protocols.masked.harness import additive
 
 FALSE_POSITIVES = 1e-9
@@ -207,11 +209,30 @@ def observed_prefix(checkpoint: Checkpoint, prompt: Sequence[int], behind: int) 
     return seen, [[int(opened(parts).round())] for parts in steps]
 
 
-def observed_encoding(checkpoint: Checkpoint, text: EncoderInput, plan: EncodingPlan) -> tuple[list[Opened], Tensor]:
+def observed_rows(index: Tensor, table: Tensor, parties: int) -> list[Opened]:
+    """What party 0 sees while the rows of a table [V, D] at places [T] are looked up, the table's loading left out."""
+    held, places = additive(fixed_point.encode(table, WEIGHT_BITS), parties), additive(index, parties)
+
+    def main(suite: MaskedSuite, party: int | None) -> list[OutputShare]:
+        weight = suite.run(suite.weight("embedding.tokens", table.shape, None if party is None else held[party]))
+        shared = suite.indices(len(index), None if party is None else places[party], len(table))
+        found: MaskedTensor = suite.run(_looked_up(suite, shared, weight))
+        return [suite.output(found)]
+
+    seen, outputs = _observed(parties, main)
+    assert torch.equal(opened([shares[0] for shares in outputs]), table[index])
+    return [one for one in seen if one.operation == "embed"]
+
+
+async def _looked_up(suite: MaskedSuite, index: Value, table: Value) -> MaskedTensor:
+    return await suite.look_up(index, table)
+
+
+def observed_encoding(checkpoint: Checkpoint, texts: list[EncoderInput], plan: EncodingPlan) -> tuple[list[Opened], Tensor]:
     """What party 0 of two sees from loading an encoder to its output, and the output."""
     a = checkpoint.encoder
     weights = {name: additive(fixed_point.encode(w, WEIGHT_BITS), 2) for name, w in checkpoint.weights.items()}
-    rows = additive(text.rows(a, plan), 2)
+    rows = additive(shared_rows(a, plan, texts), 2)
 
     def main(suite: MaskedSuite, party: int | None) -> list[OutputShare]:
         held = suite.run(load_weights(suite, a, lambda name: None if party is None else weights[name][party]))
@@ -220,7 +241,8 @@ def observed_encoding(checkpoint: Checkpoint, text: EncoderInput, plan: Encoding
         return endpoint.shares
 
     seen, found = _observed(2, main)
-    return seen, text.result(opened([shares[0] for shares in found]), plan.output)
+    batches = [opened(list(shares)) for shares in zip(*found, strict=True)]
+    return seen, torch.cat(encoding.results(batches, plan, texts))
 
 
 def _observed(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +26,9 @@ from models.families.standard import Standard
 from models.families.t5 import T5
 from models.known_checkpoints import KNOWN
 from models.shapes import find_description, with_layers
+from tests.tools.family_sweep import kind_of, recorded
 
+RECORD = Path(__file__).with_name("family_sweep.jsonl")
 FOLDER = Path(__file__).parents[2] / "docs" / "families"
 CACHED = 256
 GPT2 = {"model_type": "gpt2", "vocab_size": 50257}
@@ -118,6 +121,10 @@ def page(kind: str) -> str:
         "",
         MEASURED.get(kind, UNMEASURED),
         "",
+        "## On shares",
+        "",
+        *_on_shares(kind),
+        "",
     ]
     return "\n".join(lines)
 
@@ -138,6 +145,28 @@ def _computed(a: Architecture, family: type) -> list[str]:
         f"* {a.vocabulary} tokens, {a.positions} positions.",
         f"* {kind}; {positions}" + (f"; windows of {', '.join(map(str, sorted(windows)))}" if windows else "") + ".",
         f"* {', '.join(values)}.",
+    ]
+
+
+def _on_shares(kind: str) -> list[str]:
+    """Return lines about the sweep's outcomes for a family's random checkpoints (`tests.tools.family_sweep`)."""
+    found = {
+        cell: outcome for cell, outcome in recorded(RECORD).items() if kind_of(cell.name) == kind and cell.policy == "full"
+    }
+    command = f"`python -m tests.tools.family_sweep --record {RECORD.relative_to(FOLDER.parents[1])}`"
+    if not found:
+        return [f"Not recorded yet; {command} runs it."]
+    rows = [
+        f"| {cell.name}{f', sizes {cell.seed}' if cell.seed else ''} | {cell.suite} | {cell.parties} | "
+        f"{one.equal} of {one.prompts} | {one.tokens} | {one.flagged} | {one.error:.4f} |"
+        for cell, one in sorted(found.items(), key=lambda item: astuple(item[0]))
+    ]
+    return [
+        f"Random checkpoints of odd sizes against transformers' greedy tokens ({command} goes on where it was):",
+        "",
+        "| checkpoint | suite | parties | prompts with equal tokens | tokens each | flagged | largest error of a logit |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *rows,
     ]
 
 

@@ -1,19 +1,26 @@
 """Random small checkpoints of every family on shares against transformers: tokens, logits, range flags.
 
     python -m tests.tools.family_sweep qwen3 gemma2 --suite masked --parties 3 --prompts 5 --tokens 20
+    nice -n 10 python -m tests.tools.family_sweep --record tests/tools/family_sweep.jsonl      # hours; goes on where it was
 
-Without names, all of `tests.models.random_checkpoints.VARIANTS` and of `tests.models.random_encoder_decoders`. All parties
-run as threads of this process. Bounds are those of a calibration on the prompts; tokens count up to the first that differs
-at a tie. Prints a line a checkpoint; exit code 1 when a token differs or a flag is set.
+Without names, all of `tests.models.random_checkpoints.VARIANTS` and of `tests.models.random_encoder_decoders`; without
+--suite or --parties, both suites, 2 and 3 parties. --seed N, above 0: other sizes, drawn at random
+(`tests.models.random_sizes`). All parties run as threads of this process. Bounds are those of a calibration on the prompts;
+tokens count up to the first that differs at a tie. Prints a line a checkpoint; exit code 1 when a token differs or a flag is
+set. --record: a file of JSON lines that results are added to, and what is right there is not run again; `make families` puts
+them into the pages of docs/families.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 import operator
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +40,7 @@ from protocols.suite import OutputShare, Suite, Value
 from tests.models import random_checkpoints as checkpoints
 from tests.models import random_encoder_decoders as encoder_decoders
 
+SETTINGS = tuple((suite, parties) for parties in (2, 3) for suite in ("masked", "crypten"))
 LENGTH = 7
 TIE = 0.005  # logits on shares are off by less
 
@@ -103,44 +111,103 @@ def differs(model: Any, ids: list[int], found: list[int], wanted: list[int]) -> 
     return bool(best[0] - best[1] > TIE)
 
 
-def sweep(name: str, plan: GenerationPlan, suite: str, parties: int, prompts: int) -> tuple[int, int, float]:
-    """Return how many prompts of a checkpoint differ and how many are flagged, and the largest error of a logit."""
+@dataclass(frozen=True)
+class Cell:
+    """One checkpoint on one suite. seed: of its weights and, above 0, of its sizes."""
+
+    name: str
+    suite: str
+    parties: int
+    policy: str = "full"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """equal, flagged: of so many prompts of so many tokens each; error: the largest of a logit."""
+
+    prompts: int
+    tokens: int
+    equal: int
+    flagged: int
+    error: float
+
+    @property
+    def right(self) -> bool:
+        """Whether every prompt's tokens are equal and no range flag was set."""
+        return self.equal == self.prompts and not self.flagged
+
+
+def sweep(cell: Cell, prompts: int, tokens: int) -> Outcome:
+    """Return what a checkpoint gives on shares against transformers."""
+    plan = GenerationPlan(LENGTH, tokens, policy=cell.policy)
     with tempfile.TemporaryDirectory() as folder:
-        oracle = encoder_decoders if name in encoder_decoders.VARIANTS else checkpoints
-        model = oracle.save(name, Path(folder))
+        oracle = encoder_decoders if cell.name in encoder_decoders.VARIANTS else checkpoints
+        model = oracle.save(cell.name, Path(folder), cell.seed, cell.seed)
         checkpoint = load_checkpoint(folder)
         texts = [checkpoints.prompt(model, plan.prompt_tokens, seed) for seed in range(1, prompts + 1)]
         wanted = [expected(model, ids, plan.new_tokens) for ids in texts]
         extremes = measure(checkpoint, [ids + more for ids, more in zip(texts, wanted, strict=True)])
-        spec = SuiteSpec(suite, options=chosen(suite, extremes))
-        found = on_shares(checkpoint, texts, plan, spec, parties)
+        spec = SuiteSpec(cell.suite, options=chosen(cell.suite, extremes))
+        found = on_shares(checkpoint, texts, plan, spec, cell.parties)
         errors = [float((f[1] - logits_after(model, ids, [])).abs().max()) for f, ids in zip(found, texts, strict=True)]
         cases = zip(texts, found, wanted, strict=True)
         different = sum(differs(model, ids, f[0], tokens) for ids, f, tokens in cases)
-    return different, sum(f[2] for f in found), max(errors)
+    return Outcome(prompts, tokens, prompts - different, sum(f[2] for f in found), max(errors))
+
+
+def cells(names: Sequence[str], policy: str, seed: int) -> Iterator[Cell]:
+    """Yield every checkpoint on every suite; each one comes once before any comes again, with another suite than its
+    neighbours, so that a sweep that is ended early has seen them all."""
+    for turn in range(len(SETTINGS)):
+        for place, name in enumerate(names):
+            yield Cell(name, *SETTINGS[(place + turn) % len(SETTINGS)], policy, seed)
+
+
+def kind_of(name: str) -> str:
+    """Return the `model_type` of a variant."""
+    oracle = encoder_decoders if name in encoder_decoders.VARIANTS else checkpoints
+    return str(oracle.VARIANTS[name][1].model_type)
+
+
+def recorded(file: Path) -> dict[Cell, Outcome]:
+    """Return what a record holds, the last outcome of each cell."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    values = [json.loads(line) for line in lines]
+    return {Cell(**value["cell"]): Outcome(**value["outcome"]) for value in values}
 
 
 def main() -> int:
     """Run the sweep."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", default=[])
-    parser.add_argument("--suite", default="masked")
+    parser.add_argument("--suite")
     parser.add_argument("--policy", default="full")
-    parser.add_argument("--parties", type=int, default=2)
+    parser.add_argument("--parties", type=int)
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    plan = GenerationPlan(LENGTH, asked.tokens, policy=asked.policy)
+    names = asked.names or (*checkpoints.VARIANTS, *encoder_decoders.VARIANTS)
     bad = 0
-    for name in asked.names or (*checkpoints.VARIANTS, *encoder_decoders.VARIANTS):
-        different, flagged, error = sweep(name, plan, asked.suite, asked.parties, asked.prompts)
-        bad += different + flagged
+    for cell in cells(names, asked.policy, asked.seed):
+        if asked.suite not in (None, cell.suite) or asked.parties not in (None, cell.parties):
+            continue
+        known = recorded(asked.record).get(cell) if asked.record else None
+        if known is not None and known.right and (known.prompts, known.tokens) == (asked.prompts, asked.tokens):
+            continue
+        outcome = sweep(cell, asked.prompts, asked.tokens)
+        bad += not outcome.right
         print(
-            f"{name}, {asked.suite}, {asked.parties} parties: {asked.prompts - different} of {asked.prompts} prompts of "
-            f"{asked.tokens} tokens equal, {flagged} flagged, largest logit error {error:.4f}",
+            f"{cell.name}, {cell.suite}, {cell.parties} parties: {outcome.equal} of {outcome.prompts} prompts of "
+            f"{outcome.tokens} tokens equal, {outcome.flagged} flagged, largest logit error {outcome.error:.4f}",
             flush=True,
         )
+        if asked.record:
+            with asked.record.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"cell": asdict(cell), "outcome": asdict(outcome)}) + "\n")
     return int(bad > 0)
 
 

@@ -14,23 +14,23 @@ WHERE = ROOT / "launch" / "predict" / "found.json"
 
 
 def found() -> list[dict[str, object]]:
-    """Return a row a policy and length: needles found, of how many, at all seeds together. Policies that only plaintext has
-    are left out."""
-    rows: dict[tuple[str, int], list[float]] = {}
+    """Return a row a policy and length: needles found, of how many prompts, each counted once on however many pages it
+    stands. Policies that only plaintext has are left out."""
+    scores: dict[tuple[str, int], dict[str, float]] = {}
     for folder in sorted((ROOT / "docs" / "quality").glob("real*")):
-        for row in json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]:
-            if row["problem"] or "single" not in row["scores"]:
+        record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        for answer in record["answers"]:
+            if answer["problem"] or answer["task"] != "single":
                 continue
             try:
-                spec = parse(row["policy"]).spec
+                spec = parse(answer["policy"]).spec
             except ConfigurationError:
                 continue
-            have = rows.setdefault((spec, row["length"]), [0.0, 0])
-            have[0] += row["scores"]["single"]
-            have[1] += row["prompts"]
+            prompt = f"{record['settings']['seed']}, {answer['number']} of {record['settings']['prompts']}"
+            scores.setdefault((spec, answer["length"]), {})[prompt] = answer["score"]
     return [
-        {"policy": spec, "length": length, "needles": int(needles), "of": int(of)}
-        for (spec, length), (needles, of) in sorted(rows.items())
+        {"policy": spec, "length": length, "needles": int(sum(each.values())), "of": len(each)}
+        for (spec, length), each in sorted(scores.items())
     ]
 
 

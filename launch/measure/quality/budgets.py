@@ -62,21 +62,40 @@ def contenders(texts: Sequence[str], budgets: Sequence[float], plaintext: bool =
     return list(found.values())
 
 
-def with_budget(text: str, budget: float) -> str:
-    """Return the policy's text with its budget set wherever the text leaves it open; wrappers keep their own settings."""
+def policy_texts(given: Sequence[str]) -> list[str]:
+    """Return policies that are separated by spaces. A word that begins with a digit is another number of the policy before.
+
+    >>> policy_texts(["full layers:weights=4 2 1*10|snapkv", "h2o"])
+    ['full', 'layers:weights=4 2 1*10|snapkv', 'h2o']
+    """
+    found: list[str] = []
+    for text in given:
+        first = len(found)
+        for word in text.split():
+            if word[0].isdigit() and len(found) > first:
+                found[-1] += f" {word}"
+            else:
+                found.append(word)
+    return found
+
+
+def with_budget(text: str, budget: float, settings: Sequence[str] = SETTINGS) -> str:
+    """Return the policy's text with its budget set wherever the text leaves it open; wrappers keep their own settings.
+
+    settings: what is set, of each policy the first of these that it has."""
     around, bar, inner = text.partition("|")
     if bar:
-        return f"{around}|{with_budget(inner, budget)}"
-    return ";".join(_single(part, budget) for part in text.split(";"))
+        return f"{around}|{with_budget(inner, budget, settings)}"
+    return ";".join(_single(part, budget, settings) for part in text.split(";"))
 
 
-def _single(text: str, budget: float) -> str:
+def _single(text: str, budget: float, wanted: Sequence[str]) -> str:
     policy, at, layers = text.partition("@")
     name, _, settings = policy.strip().partition(":")
     known = {field.name for field in dataclasses.fields(POLICIES[name])}  # type: ignore[arg-type]
-    wanted = next((setting for setting in SETTINGS if setting in known), None)
+    found = next((setting for setting in wanted if setting in known), None)
     given = {part.partition("=")[0].strip() for part in settings.split(",") if part}
-    if wanted is None or wanted in given:
+    if found is None or found in given:
         return text
-    whole = ",".join(filter(None, [settings, f"{wanted}={budget!r}"]))
+    whole = ",".join(filter(None, [settings, f"{found}={budget!r}"]))
     return f"{name}:{whole}{at}{layers}"

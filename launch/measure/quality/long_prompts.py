@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from launch.measure.quality.long_tasks import Asked
+from launch.measure.quality.long_tasks import Asked, Later
 from models.tokenizer.chat_template import ChatTemplate
 from models.tokenizer.text import TextTokenizer
 from mpc.errors import ConfigurationError
@@ -16,8 +16,8 @@ _MARK = "\x02"
 
 
 class Frame:
-    """What stands around a text: before it, and between it and the answer. Token ids are put together piece by piece, so
-    that a prompt has as many as it should have."""
+    """What stands around a text: before it, between it and the answer, and between an answer and the text of the next turn.
+    Token ids are put together piece by piece, so that a prompt has as many as it should have."""
 
     def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate | None = None) -> None:
         self._tokenizer = tokenizer
@@ -25,11 +25,13 @@ class Frame:
         self._gap = "" if " " in tokenizer.decode(twice).strip() else " "  # some tokenizers begin with a space by themselves
         if template is None:
             self.before, self.behind = tokenizer.encode("", True), tokenizer.encode("\n\n", False)
+            self.between = self.behind
         else:
-            head, mark, tail = template.render([{"role": "user", "content": _MARK}]).partition(_MARK)
-            if not mark:
+            roles = ("user", "assistant", "user")
+            parts = template.render([{"role": role, "content": _MARK} for role in roles]).split(_MARK)
+            if len(parts) != len(roles) + 1:
                 raise ConfigurationError("the model's chat template does not show a message as it is; use --form plain")
-            self.before, self.behind = (tokenizer.encode(part, False) for part in (head, tail))
+            self.before, _, self.between, self.behind = (tokenizer.encode(part, False) for part in parts)
 
     def prompt(self, asked: Asked, tokens: int, rng: np.random.Generator) -> list[int]:
         """Return `tokens` ids. Raises `ConfigurationError` when they do not hold the task."""
@@ -41,6 +43,11 @@ class Frame:
         if room < 0:
             raise ConfigurationError(f"--lengths {tokens}: the task needs {tokens - room} tokens; raise it")
         return head + self._filled(asked, placed, room, rng) + tail
+
+    def turn(self, later: Later) -> list[int]:
+        """Return the ids of a later turn, from an answer to what the next one begins with."""
+        encode = self._tokenizer.encode
+        return [*self.between, *encode(later.text, False), *self.behind, *encode(later.begun, False)]
 
     def _filled(
         self, asked: Asked, placed: Sequence[tuple[float, list[int]]], room: int, rng: np.random.Generator

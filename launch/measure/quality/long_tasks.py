@@ -1,15 +1,16 @@
-"""Tasks in a long text, in the manner of RULER, made here: needles, several of them, variables, common words.
+"""Tasks in a long text, in the manner of RULER, made here: needles, several of them, variables, common words, conversations.
 
 Source: Hsieh et al., "RULER: What's the Real Context Size of Your Long-Context Language Models?", COLM 2024, and its task
 definitions (retrieval, multi-hop tracing, aggregation), in other words and with a filler of our own. An answer begins with
-words that are given, as there, and its score is RULER's: the share of the wanted words that occur in it.
+words that are given, as there, and its score is RULER's: the share of the wanted words that occur in it. In a conversation
+what is asked later counts: `turns` as EpiCache is measured (Kim et al., 2025), `again` as LazyEviction (Zhang et al., 2025).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -29,14 +30,30 @@ RARE = (
     "apple", "bottle", "circle", "doctor", "eagle", "father", "ground", "horse", "image", "judge", "knife", "lake", "money",
     "night", "ocean", "phone", "rain", "school", "train", "voice", "water", "year", "arm", "boat", "chair", "door",
 )  # fmt: skip
-QUERIED, KEYED, HOPS = 3, 4, 2
+QUERIED, KEYED, HOPS, TURNS, GAP = 3, 4, 2, 3, 12
+
+
+def share_of(wanted: Sequence[str], answer: str) -> float:
+    """Return the share of the wanted words that occur in an answer, as whole words, from 0 to 1."""
+    words = set(re.findall(r"\w+", answer.lower()))
+    return sum(word.lower() in words for word in wanted) / len(wanted)
+
+
+@dataclass(frozen=True)
+class Later:
+    """A later turn of a conversation. text: what its message says and asks; begun, wanted: as in `Asked`."""
+
+    text: str
+    begun: str
+    wanted: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Asked:
     """A prompt's text. instruction: before the long text; placed: sentences, each with its depth there, 0 at the start and 1
     at the end; question: behind it; begun: what the answer begins with; wanted: words of a right answer; new_tokens: that an
-    answer is given; filler: what the long text is filled with."""
+    answer is given; filler: what the long text is filled with; later: what is asked behind the answer, each behind the
+    answers before it."""
 
     instruction: str
     placed: list[tuple[float, str]]
@@ -45,11 +62,18 @@ class Asked:
     wanted: tuple[str, ...]
     new_tokens: int
     filler: Callable[[np.random.Generator], Iterator[str]] = field(default=sentences)
+    later: tuple[Later, ...] = ()
 
-    def score(self, answer: str) -> float:
-        """Return the share of the wanted words that occur in an answer, as whole words, from 0 to 1."""
-        words = set(re.findall(r"\w+", answer.lower()))
-        return sum(word.lower() in words for word in self.wanted) / len(self.wanted)
+    @property
+    def every_wanted(self) -> list[tuple[str, ...]]:
+        """Return the wanted words of each turn."""
+        return [self.wanted, *(one.wanted for one in self.later)]
+
+    def score(self, answers: Sequence[str]) -> float:
+        """Return the score of the answers, one a turn, from 0 to 1: of the later turns where there are some."""
+        scores = [share_of(wanted, answer) for wanted, answer in zip(self.every_wanted, answers, strict=True)]
+        counted = scores[1:] or scores
+        return sum(counted) / len(counted)
 
 
 def _number(rng: np.random.Generator) -> str:
@@ -80,14 +104,37 @@ def _needles(rng: np.random.Generator, depth: float, count: int) -> Asked:
     keys, values = _keys(rng, count), [_number(rng) for _ in range(count)]
     depths = [depth, *rng.random(count - 1).tolist()]
     said = [NEEDLE.format(key=key, value=value) for key, value in zip(keys, values, strict=True)]
-    return Asked(
-        HIDDEN,
-        list(zip(depths, said, strict=True)),
-        f"What is the special magic number for {keys[0]} mentioned in the provided text?",
-        f"The special magic number for {keys[0]} mentioned in the provided text is",
-        (values[0],),
-        10,
+    asking = _later(keys[0], values[0])
+    return Asked(HIDDEN, list(zip(depths, said, strict=True)), asking.text, asking.begun, asking.wanted, 10)
+
+
+def _later(key: str, value: str, before: str = "") -> Later:
+    """Return a turn that asks for a number."""
+    return Later(
+        f"{before}What is the special magic number for {key} mentioned in the provided text?",
+        f"The special magic number for {key} mentioned in the provided text is",
+        (value,),
     )
+
+
+def turns(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
+    """Make a prompt with several numbers, which one turn after the other asks for; the first at the end, so that those that
+    count are about what the prompt's own question does not ask for."""
+    keys, values = _keys(rng, TURNS), [_number(rng) for _ in range(TURNS)]
+    depths = [1.0, depth, *rng.random(TURNS - 2).tolist()]
+    said = [NEEDLE.format(key=key, value=value) for key, value in zip(keys, values, strict=True)]
+    first, *later = map(_later, keys, values)
+    placed = list(zip(depths, said, strict=True))
+    return Asked(HIDDEN, placed, first.text, first.begun, first.wanted, 10, later=tuple(later))
+
+
+def again(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
+    """Make a prompt with one number, which is asked for at once and again behind a long message about other things."""
+    asked = _needles(rng, depth, 1)
+    text = sentences(rng)
+    between = " ".join(next(text) for _ in range(GAP))
+    key = asked.begun.split()[5]
+    return replace(asked, later=(_later(key, asked.wanted[0], f"Thank you. Now listen. {between}\n\n"),))
 
 
 def queried(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
@@ -151,5 +198,7 @@ TASKS: dict[str, Callable[[np.random.Generator, float, int], Asked]] = {
     "queried": queried,
     "variables": variables,
     "common": common,
+    "turns": turns,
+    "again": again,
 }
 """By name: (generator, depth, tokens of the prompt) -> a prompt's text."""

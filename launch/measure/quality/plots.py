@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.measure.drawing import Look, label_ends, new_figure, png_of
+from launch.measure.drawing import Look, label_ends, logarithmic, new_figure, png_of
+from launch.measure.quality.memory_page import mean
 
 MEASURES = {
     "recall": "recall",
@@ -16,6 +17,13 @@ MEASURES = {
 }
 QUALITY_CAPTION = "Quality of cache policies against their budget; level lines have none"
 NEEDLE_CAPTION = "Recall by place of what is asked for: depth 0 is the prompt's first record, 1 its last"
+AT_MEMORY = {
+    "recall": "recall",
+    "perplexity": "perplexity of the right answer",
+    "later": "recall of later turns",
+    "again": "recall of what is asked again",
+}
+MEMORY_CAPTION = "Cache policies by what their caches take at a party; means over seeds"
 COLUMNS = 4
 
 
@@ -51,6 +59,41 @@ def plot_quality(rows: Sequence[dict[str, Any]], path: Path) -> bool:
             panel.set_ylim(-0.03, 1.03)
         label_ends(panel, ends)
     figure.suptitle(QUALITY_CAPTION if len(lengths) > 1 else f"{QUALITY_CAPTION}; {lengths[0]} tokens", fontsize=10)
+    path.write_bytes(png_of(figure))
+    return True
+
+
+def plot_memory(rows: Sequence[dict[str, Any]], path: Path) -> bool:
+    """Draw a line of panels a length, a panel a measure, a line a policy over the share of memory that it takes, named at
+    its end. False: nothing to draw."""
+    rows = [row for row in rows if row["seeds"]]
+    if not rows:
+        return False
+    shown = [measure for measure in AT_MEMORY if measure in rows[0]["seeds"][0]]
+    lengths = list(dict.fromkeys(row["length"] for row in rows))
+    policies = list(dict.fromkeys(row["asked"] for row in rows))
+    size = (6.6 * len(shown), max(5.0, 0.3 * len(policies)) * len(lengths))
+    figure, panels = new_figure(len(lengths), len(shown), size)
+    for length, line in zip(lengths, panels, strict=True):
+        for panel, measure in zip(line, shown, strict=True):
+            title, ends = AT_MEMORY[measure], []
+            for number, policy in enumerate(policies):
+                mine = [row for row in rows if (row["length"], row["asked"]) == (length, policy)]
+                points = sorted((row["share"], mean(row["seeds"], measure)) for row in mine)
+                if points:
+                    look = Look(number)
+                    panel.plot(*zip(*points, strict=True), **look.line())
+                    ends.append((*points[-1], policy, look.color))
+            panel.set_xlabel("memory of the cache (share of the full one's bytes)")
+            panel.set_ylabel(title if len(lengths) == 1 else f"{title}, {length} tokens")
+            panel.grid(color="0.9")
+            if measure == "perplexity":
+                panel.set_yscale("log")
+                logarithmic(panel.yaxis)
+            else:
+                panel.set_ylim(-0.03, 1.03)
+            label_ends(panel, ends)
+    figure.suptitle(MEMORY_CAPTION, fontsize=10)
     path.write_bytes(png_of(figure))
     return True
 

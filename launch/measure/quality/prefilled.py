@@ -2,16 +2,18 @@
 
 What a policy does to a prompt's cache depends on what tokens receive from the last queries, and on nothing else that the
 full cache's pass does not make. So its pass keeps all queries, keys and values; a policy is told what it would have been
-told, and decodes on a cache of its own. A policy that evicts within the prompt has a pass of its own. Plaintext only; the
-same answers as `models.generation.PlainModel.generate`, up to rounding of floats.
+told, and decodes on a cache of its own. A policy that evicts within the prompt has a pass of its own. Policies decode in
+step, so that a weight is read once for the tokens of all of them: who is to multiply by one waits for the others.
+Plaintext only; the same answers as `models.generation.PlainModel.generate`, up to rounding of floats.
 
 Axis names as in `protocols.suite`: G key/value heads, R query heads per key/value head, T tokens, S cached tokens, C.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,20 +30,75 @@ from models.policies import parse
 from models.prefill import prefill
 from protocols.observed import Attended, Observed
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
-from protocols.suite import Suite, Value
+from protocols.schedule import Request
+from protocols.suite import Linear, Suite, Value
 
-MOST_SCORES = 1 << 25
-"""Scores that are held at once where what tokens receive is added up over blocks of queries."""
+MOST_SCORES = 1 << 20
+"""Scores that are held at once where what tokens receive is added up over blocks of queries: what stays in a CPU's cache."""
+IN_STEP = 8
+"""Policies that decode in step, at most: as many caches of the prompt are held."""
+
+
+Done = Callable[[list[int]], bool]
+"""Whether more tokens behind these would change nothing."""
+N = TypeVar("N")
+Program = Generator[int, Tensor, N]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of a conversation. given: tokens in front of its answer; new_tokens: of the answer, at most."""
+
+    given: Sequence[int]
+    new_tokens: int
+    done: Done = lambda ids: False
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What is said of a token that is given. loss: -ln of its probability; likeliest: whether none has a larger one."""
+
+    loss: float
+    likeliest: bool
+
+
+@dataclass(frozen=True)
+class _Product(Request[PlainValue]):
+    """Rows x [n, in] that wait to be multiplied by a layer's weight."""
+
+    x: Tensor
+    layer: Linear
 
 
 class NotingSuite(PlainSuite):
-    """The suite `plain`, faster where a prompt is long; other values only by rounding.
+    """The suite `plain`, faster where a prompt is long or programs run together; other values only by rounding.
 
     noted: while it is a list, the queries [G, R, T, C] of each attention that is asked what tokens receive, which it then
     does not say.
     """
 
     noted: list[Tensor] | None = None
+
+    async def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> PlainValue:
+        """As in `plain`; rows of programs that run together are multiplied by their layer in one product."""
+        if len(x.shape) != 2:
+            return await super().linear(x, layer, residual)
+        product = await _Product(tensor_of(x), layer)
+        return product if residual is None else product + residual
+
+    def _flush(self, requests: list[_Product]) -> list[PlainValue]:
+        """Return a product for each request: those with one weight come in one product."""
+        layers: dict[int, list[int]] = {}
+        for n, request in enumerate(requests):
+            layers.setdefault(id(request.layer.weight), []).append(n)
+        found: dict[int, PlainValue] = {}
+        for which in layers.values():
+            rows, layer = [requests[n].x for n in which], requests[which[0]].layer
+            product = torch.cat(rows) @ tensor_of(layer.weight)
+            if layer.bias is not None:
+                product = product + tensor_of(layer.bias)
+            found |= zip(which, map(PlainValue, torch.split(product, [len(x) for x in rows])), strict=True)
+        return [found[n] for n in range(len(requests))]
 
     async def observed_attention(
         self, q: Value, k: Value, v: Value | None, mask: Tensor | None, observed: Observed
@@ -87,7 +144,7 @@ class _Noting(CachePolicy):
 @dataclass(frozen=True)
 class Prefilled:
     """A prompt, token ids, behind the full cache's pass. logits [1, V] of the first token; queries [G, R, T, C], keys and
-    values [G, T, C] and features [T, (H + 2G) C] by layer."""
+    values [G, T, C] and features [T, (H + 2G) C] by layer. told: what policies have asked of a layer, and were told."""
 
     ids: list[int]
     logits: Tensor
@@ -95,6 +152,7 @@ class Prefilled:
     keys: list[Tensor]
     values: list[Tensor]
     features: list[Tensor]
+    told: dict[tuple[int, Observation], Seen] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -124,36 +182,71 @@ class PrefilledModel:
             self.suite.noted = None
         return Prefilled(list(ids), tensor_of(logits), queries, noting.keys, noting.values, noting.features)
 
-    @torch.inference_mode()
-    def answer(
-        self, prompt: Prefilled, policy: str, new_tokens: int, done: Callable[[list[int]], bool] = lambda ids: False
-    ) -> list[int]:
-        """Return greedily generated tokens, up to and with the first end-of-text token. done(tokens so far): whether more
-        would change nothing."""
-        decoder, cache, logits = self._begun(prompt, policy)
-        ids = list[int]()
-        while True:
-            ids.append(int(logits.argmax(-1).item()))
-            if len(ids) >= new_tokens or ids[-1] in self.architecture.eos or done(ids):
-                return ids
-            logits = self._next(decoder, cache, ids[-1])
+    def answers(
+        self, prompt: Prefilled, policies: Sequence[str], new_tokens: int, done: Done = lambda ids: False
+    ) -> list[list[int]]:
+        """Return each policy's greedily generated tokens, up to and with the first end-of-text token."""
+        return [answer for (answer,) in self.conversations(prompt, policies, [Turn((), new_tokens, done)])]
+
+    def conversations(self, prompt: Prefilled, policies: Sequence[str], turns: Sequence[Turn]) -> list[list[list[int]]]:
+        """Return each policy's greedy answers, one a turn: what a turn gives and each answer are in the cache for the turns
+        behind."""
+        eos = self.architecture.eos
+
+        def program(logits: Tensor) -> Program[list[list[int]]]:
+            found = list[list[int]]()
+            for turn in turns:
+                last = found[-1][-1:] if found and found[-1][-1] not in eos else []
+                for token in (*last, *turn.given):
+                    logits = yield token
+                found.append(ids := [])
+                while True:
+                    ids.append(int(logits.argmax(-1).item()))
+                    if len(ids) >= turn.new_tokens or ids[-1] in eos or turn.done(ids):
+                        break
+                    logits = yield ids[-1]
+            return found
+
+        return self._in_step(prompt, policies, program)
+
+    def fed(self, prompt: Prefilled, policies: Sequence[str], following: Sequence[int]) -> list[list[Fed]]:
+        """Return what each policy says of each following token, given all before it; decoded one by one."""
+
+        def program(logits: Tensor) -> Program[list[Fed]]:
+            found = list[Fed]()
+            for n, token in enumerate(following, 1):
+                found.append(Fed(-float(torch.log_softmax(logits.double(), -1)[0, token]), int(logits.argmax(-1)) == token))
+                if n < len(following):
+                    logits = yield token
+            return found
+
+        return self._in_step(prompt, policies, program)
 
     @torch.inference_mode()
-    def losses(self, prompt: Prefilled, policy: str, following: Sequence[int]) -> list[float]:
-        """Return -ln p of each following token, given all before it; decoded one by one with the policy."""
-        decoder, cache, logits = self._begun(prompt, policy)
-        found = list[float]()
-        for n, token in enumerate(following):
-            found.append(-float(torch.log_softmax(logits.double(), -1)[0, token]))
-            if n + 1 < len(following):
-                logits = self._next(decoder, cache, token)
-        return found
+    def _in_step(self, prompt: Prefilled, policies: Sequence[str], program: Callable[[Tensor], Program[N]]) -> list[N]:
+        """Return what a program says of each policy, `IN_STEP` of them at a time. It is begun with the logits [1, V] behind
+        the prompt, yields the tokens that the cache grows by, and gets the logits behind each of them."""
+        found: dict[int, N] = {}
+        for start in range(0, len(policies), IN_STEP):
+            begun = [self._begun(prompt, text) for text in policies[start : start + IN_STEP]]
+            going = {n: program(logits) for n, (_, _, logits) in enumerate(begun, start)}
+            told: dict[int, Tensor | None] = dict.fromkeys(going)
+            while going:
+                tokens = dict[int, int]()
+                for n, one in list(going.items()):
+                    try:
+                        tokens[n] = one.send(told[n])  # type: ignore[arg-type]
+                    except StopIteration as stop:
+                        found[n] = stop.value
+                        del going[n]
+                caches = [(begun[n - start], self._indices([token])) for n, token in tokens.items()]
+                steps = [decoder.forward(token, cache, True) for (decoder, cache, _), token in caches]
+                rows = self.suite.run(self.suite.together(*steps))
+                told = dict(zip(tokens, map(tensor_of, rows), strict=True))
+        return [found[n] for n in range(len(policies))]
 
     def _indices(self, ids: Sequence[int]) -> PlainValue:
         return self.suite.indices(len(ids), torch.tensor(list(ids)), self.architecture.vocabulary)
-
-    def _next(self, decoder: Decoder, cache: KVCache, token: int) -> Tensor:
-        return tensor_of(self.suite.run(decoder.forward(self._indices([token]), cache, True)))
 
     def _begun(self, prompt: Prefilled, text: str) -> tuple[Decoder, KVCache, Tensor]:
         """Return a decoder, the cache that the policy leaves of the prompt, and the logits of the first token."""
@@ -179,6 +272,12 @@ class PrefilledModel:
 
     def _seen(self, prompt: Prefilled, layer: int, asked: Observation) -> Seen:
         """Return what the prompt's last queries tell of the tokens."""
+        known = prompt.told.get((layer, asked))
+        if known is None:
+            known = prompt.told[layer, asked] = self._looked(prompt, layer, asked)
+        return known
+
+    def _looked(self, prompt: Prefilled, layer: int, asked: Observation) -> Seen:
         count = min(asked.queries, prompt.tokens)
         features = PlainValue(prompt.features[layer]) if asked.features else None
         if not count:

@@ -18,11 +18,14 @@ from mpc.errors import ConfigurationError
 @dataclass(frozen=True)
 class Prompt:
     """ids: tokens. wanted: the tokens that a right answer starts with, None where nothing is right or wrong. names: where a
-    prompt asks for a list, the names asked for; wanted are their values then."""
+    prompt asks for a list, the names asked for; wanted are their values then. answer: the right one in full; places: of what
+    counts in it, those of each question."""
 
     ids: list[int]
     wanted: list[int] | None = None
     names: list[int] | None = None
+    answer: list[int] | None = None
+    places: Sequence[Sequence[int]] = ()
 
     @property
     def questions(self) -> int:
@@ -36,6 +39,10 @@ class Prompt:
         if self.names is None:
             return int(list(given[: len(self.wanted)]) == self.wanted)
         return lists.recalled(self.names, self.wanted, given)
+
+
+TURNS = 3
+"""Lists of different names in a conversation."""
 
 
 class Codes:
@@ -69,7 +76,8 @@ class Codes:
         return found
 
     def _prompt(self, text: str, answer: str) -> Prompt:
-        return Prompt(codes.encode(text), codes.encode(answer))
+        wanted = codes.encode(answer)
+        return Prompt(codes.encode(text), wanted, answer=wanted, places=[range(len(wanted))])
 
 
 class Lists:
@@ -93,7 +101,32 @@ class Lists:
         """Return held-out documents with a list each, `length` tokens together; with a depth all asked records lie there."""
         cases = lists.evaluation_cases(length, count, seed, depth)
         ids = lists.TOKEN_IDS
-        return [Prompt(lists.encode(c.prompt), [ids[v] for v in c.values], [ids[n] for n in c.names]) for c in cases]
+        found = []
+        for case in cases:
+            values, names = [ids[v] for v in case.values], [ids[n] for n in case.names]
+            places = [[lists.ANSWER_TOKENS_EACH * n + 1] for n in range(len(names))]
+            found.append(Prompt(lists.encode(case.prompt), values, names, lists.encode(case.answer), places))
+        return found
+
+    def conversations(self, length: int, count: int, seed: int) -> list[list[Prompt]]:
+        """Return held-out documents, of each the turns of a conversation: the document with a list of a third of its names,
+        two lists of the other names, and the first list again. Only the first turn's ids have the document, so that those of
+        all turns and their answers are about `length` tokens."""
+        ids = lists.TOKEN_IDS
+        found = []
+        for prompt in self.prompts(length, count, seed):
+            assert prompt.names is not None
+            assert prompt.wanted is not None
+            each = len(prompt.names) // TURNS
+            document = prompt.ids[: -lists.LIST_TOKENS - 2 * len(prompt.names)]
+            turns: list[Prompt] = []
+            for start in [*range(0, TURNS * each, each), 0]:
+                names = prompt.names[start : start + each]
+                asking = [ids[lists.LIST], *(x for name in names for x in (name, ids[codes.QUESTION]))]
+                asking += [ids[lists.END], names[0]]
+                turns.append(Prompt(asking if turns else [*document, *asking], prompt.wanted[start : start + each], names))
+            found.append(turns)
+        return found
 
 
 RecallTask = Codes | Lists

@@ -13,6 +13,8 @@ TITLES = {
     "queried": "three needles",
     "variables": "variables",
     "common": "common word",
+    "turns": "later turns",
+    "again": "asked again",
 }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,9 +20,9 @@ import torch
 
 from launch.measure.quality.budgets import Contender
 from launch.measure.quality.long_prompts import Frame
-from launch.measure.quality.long_tasks import TASKS, Asked
+from launch.measure.quality.long_tasks import TASKS, Asked, share_of
 from launch.measure.quality.metrics import perplexity
-from launch.measure.quality.prefilled import Prefilled, PrefilledModel
+from launch.measure.quality.prefilled import Prefilled, PrefilledModel, Turn
 from launch.measure.quality.prompts import text_part
 from launch.predict.planning import trace_token
 from models.checkpoint import Checkpoint
@@ -120,22 +119,20 @@ class TaskSweep:
         return found | {"prompts": settings.prompts}
 
     def _place(self, place: Place, total: int) -> list[dict[str, Any]]:
+        """Return a row a policy; those that have not answered yet do so in step."""
         setting = self.setting(place)
         known = self._read(setting)
-        prompt: Prefilled | None = None
-        rows = []
-        for one in self.settings.contenders:
-            what = f"{place.length} tokens, {place.task} {place.number + 1}: {one.policy}"
-            self.tell(what, self._done, total)
-            problem = one.problem(self.checkpoint.architecture, place.length)
-            if problem is None and one.policy not in known:
-                ids, asked = self._prompt(place)
-                prompt = prompt or self.model.prefill(ids[: place.length])
-                known[one.policy] = self._answer(prompt, one.policy, ids[place.length :], asked)
-                self._write(setting, known)
-            self._done += 1
-            rows.append({**vars(place), "policy": one.policy, "problem": problem, **known.get(one.policy, {})})
-        return rows
+        everyone = self.settings.contenders
+        problems = {one.policy: one.problem(self.checkpoint.architecture, place.length) for one in everyone}
+        wanted = [policy for policy, problem in problems.items() if problem is None and policy not in known]
+        self.tell(f"{place.length} tokens, {place.task} {place.number + 1}", self._done, total)
+        if wanted:
+            ids, asked = self._prompt(place)
+            prompt = self.model.prefill(ids[: place.length])
+            known |= zip(wanted, self._answers(prompt, wanted, ids[place.length :], asked), strict=True)
+            self._write(setting, known)
+        self._done += len(everyone)
+        return [{**vars(place), "policy": p, "problem": problem, **known.get(p, {})} for p, problem in problems.items()]
 
     def _prompt(self, place: Place) -> tuple[list[int], Asked | None]:
         """Return token ids, and what is asked; of a text the prompt and what follows it."""
@@ -146,22 +143,31 @@ class TaskSweep:
             return text_part(self.checkpoint.architecture, settings.text[start:], place.length, FOLLOWING), None
         rng = np.random.default_rng((settings.seed, place.number, place.length))
         asked = TASKS[place.task](rng, (place.number + 0.5) / settings.prompts, place.length)
-        return settings.frame.prompt(asked, place.length, rng), asked
+        ids = settings.frame.prompt(asked, place.length, rng)
+        later = sum(len(settings.frame.turn(one)) for one in asked.later) + asked.new_tokens * len(asked.every_wanted)
+        positions = self.checkpoint.architecture.positions
+        if len(ids) + later > positions:
+            raise ConfigurationError(
+                f"--lengths {place.length}: the task {place.task} needs {len(ids) + later} positions, the model has "
+                f"{positions}; lower it"
+            )
+        return ids, asked
 
-    def _answer(self, prompt: Prefilled, policy: str, following: list[int], asked: Asked | None) -> dict[str, Any]:
-        started = time.monotonic()
+    def _answers(
+        self, prompt: Prefilled, policies: Sequence[str], following: list[int], asked: Asked | None
+    ) -> list[dict[str, Any]]:
+        """Return what is kept of each policy's answer."""
         if asked is None:
-            losses = self.model.losses(prompt, policy, following)
-            return {"losses": losses, "seconds": time.monotonic() - started}
+            return [{"losses": [token.loss for token in fed]} for fed in self.model.fed(prompt, policies, following)]
         decode = self.checkpoint.tokenizer.decode
-        ids = self.model.answer(prompt, policy, asked.new_tokens, lambda given: asked.score(decode(given)) == 1)
-        text = decode(ids)
-        return {
-            "score": asked.score(text),
-            "answer": text,
-            "wanted": list(asked.wanted),
-            "seconds": time.monotonic() - started,
-        }
+        given = [[], *map(self.settings.frame.turn, asked.later)]
+        turns = [
+            Turn(ids, asked.new_tokens, lambda answer, wanted=wanted: share_of(wanted, decode(answer)) == 1)  # type: ignore[misc]
+            for ids, wanted in zip(given, asked.every_wanted, strict=True)
+        ]
+        wanted = [word for words in asked.every_wanted for word in words]
+        texts = [list(map(decode, found)) for found in self.model.conversations(prompt, policies, turns)]
+        return [{"score": asked.score(text), "answer": " | ".join(text), "wanted": wanted} for text in texts]
 
     # ---- files -----------------------------------------------------------------------------------------------------
     def _path(self, setting: dict[str, Any]) -> Path | None:

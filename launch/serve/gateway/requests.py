@@ -118,10 +118,12 @@ def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt, before
     room = architecture.room(given)
     asked = parameters.most_tokens
     if room < 1 or (asked is not None and asked > room):
+        most = f"maximum context length is {architecture.positions + 1} tokens"
+        if architecture.encoder is not None:
+            most = f"prompt and completion may have {architecture.positions} tokens each"
         raise invalid(
-            f"This model's maximum context length is {architecture.positions + 1} tokens. However, you requested "
-            f"{given + (asked or 1)} tokens ({given} in the {param}, {asked or 1} in the completion). "
-            "Please reduce the length of one or both.",
+            f"This model's {most}. However, you requested {given + (asked or 1)} tokens ({given} in the {param}, "
+            f"{asked or 1} in the completion). Please reduce the length of one or both.",
             param,
             "context_length_exceeded",
         )
@@ -190,14 +192,15 @@ def _adjustment(parameters: Parameters, served: Served, prompt: _Prompt) -> Adju
     bias = {int(token): value for token, value in (parameters.logit_bias or {}).items()}
     if any(token >= vocabulary for token in bias):
         raise invalid(f"logit_bias: a token lies outside the vocabulary of {vocabulary}", "logit_bias", "invalid_value")
+    before = len(served.reference.architecture.continued(prompt.ids))
     made = Adjustment(
-        len(prompt.ids),
+        before,
         bias,
         parameters.presence_penalty or 0.0,
         parameters.frequency_penalty or 0.0,
         parameters.repetition_penalty or 1.0,
     )
-    return made if made != Adjustment(len(prompt.ids)) else None
+    return made if made != Adjustment(before) else None
 
 
 def _needs_logits(param: str) -> ApiError:

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from launch.measure.quality.long_prompts import Frame
 from launch.measure.quality.long_tasks import RARE, TASKS, Asked
-from launch.measure.quality.prefilled import Prefilled, PrefilledModel
+from launch.measure.quality.prefilled import IN_STEP, Prefilled, PrefilledModel, Turn
 from launch.measure.quality.task_page import page
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan, PlainModel
@@ -78,8 +78,8 @@ def test_a_prompt_has_the_length_asked_for_and_holds_the_task(task: str, chat: b
         if task in ("single", "keyed", "queried", "variables"):  # the first is where it should be, up to a sentence
             assert abs((text.index(asked.placed[0][1]) - start) / (stop - start) - 0.25) < 0.15
             assert all(len(re.findall(rf"\b{word}\b", text)) in (1, 2) for word in asked.wanted)
-        assert asked.score(" ".join(asked.wanted)) == 1
-        assert asked.score("none") == 0
+        assert asked.score([" ".join(wanted) for wanted in asked.every_wanted]) == 1
+        assert asked.score([" ".join(asked.wanted), *("none" for _ in asked.later)]) == float(not asked.later)
     with pytest.raises(ConfigurationError, match=r"--lengths 90: the task needs \d+ tokens; raise it"):
         frame.prompt(asked, 90, rng)
 
@@ -92,9 +92,32 @@ def test_the_common_word_is_the_most_common(checkpoint: Checkpoint) -> None:
     assert counts[asked.wanted[0]] > 3 * sorted(counts.values())[-2]
 
 
+def test_a_conversation_asks_for_what_is_in_the_text(checkpoint: Checkpoint) -> None:
+    """`turns` asks for another number in every turn, `again` for the same one behind a long message."""
+    for template in (None, ChatTemplate.load(checkpoint.directory)):
+        frame = Frame(checkpoint.tokenizer, template)
+        asked, rng = asked_of("turns", 1999)
+        text = checkpoint.tokenizer.decode(frame.prompt(asked, 1999, rng))
+        first = asked.placed[0][1]
+        assert len(asked.later) == 2
+        assert text.index(first) > 0.9 * text.index(asked.question)  # the prompt's own question is about the text's end
+        for wanted, question in zip(asked.every_wanted, [asked.question, *(one.text for one in asked.later)], strict=True):
+            key = question.split()[7]
+            assert f"number for {key} is: {wanted[0]}." in text
+        again, _ = asked_of("again", 1999)
+        (later,) = again.later
+        turn = checkpoint.tokenizer.decode(frame.turn(later))
+        assert later.text.endswith(again.question)
+        assert (later.begun, later.wanted) == (again.begun, again.wanted)
+        assert len(turn) > 500
+        around = ("</s><user>", f"</s><assistant>{later.begun}") if template else ("\n\n", f"\n\n{later.begun}")
+        assert turn == f"{around[0]}{later.text}{around[1]}"
+    assert asked.score([*(wanted[0] for wanted in asked.every_wanted[:2]), "none"]) == 0.5
+
+
 def test_scores_count_whole_words() -> None:
     asked = Asked("", [], "", "", ("12345", "678"), 1)
-    assert [asked.score(text) for text in ("It is 12345.", "12345, 678", "123456 6789", "678")] == [0.5, 1, 0, 0.5]
+    assert [asked.score([text]) for text in ("It is 12345.", "12345, 678", "123456 6789", "678")] == [0.5, 1, 0, 0.5]
 
 
 def test_every_policy_answers_as_after_a_pass_of_its_own(checkpoint: Checkpoint) -> None:
@@ -102,17 +125,29 @@ def test_every_policy_answers_as_after_a_pass_of_its_own(checkpoint: Checkpoint)
     ids = torch.randint(3, 256, (160,), generator=torch.Generator().manual_seed(4)).tolist()
     model, plain = PrefilledModel(checkpoint), PlainModel(checkpoint)
     prompt = model.prefill(ids[:150])
-    answers = set()
     inside = "mpcache:preset=few-queries,sinks=2,window=4,sharing=1"
-    for policy in [*POLICIES, f"chunked:tokens=64|{inside}", f"batches:tokens=64|{inside}"]:
-        found = model.answer(prompt, policy, 9)
+    policies = [*POLICIES, f"chunked:tokens=64|{inside}", f"batches:tokens=64|{inside}"]
+    answers = model.answers(prompt, policies, 9)
+    assert len(policies) > IN_STEP
+    for policy, found in zip(policies, answers, strict=True):
         assert found == plain.generate(ids[:150], GenerationPlan(150, 9, policy=policy)), policy
-        answers.add(tuple(found))
-    assert len(answers) > 3
+    assert len(set(map(tuple, answers))) > 3
     rows = plain.logits(ids)[149:-1].double()
     wanted = torch.nn.functional.cross_entropy(rows, torch.tensor(ids[150:]), reduction="none").tolist()
-    assert model.losses(prompt, "full", ids[150:]) == pytest.approx(wanted, abs=1e-4)
-    assert model.answer(prompt, "full", 9, lambda given: len(given) == 2) == model.answer(prompt, "full", 2)
+    for fed in model.fed(prompt, ["full", "snapkv:budget=1"], ids[150:]):
+        assert [token.loss for token in fed] == pytest.approx(wanted, abs=1e-4)
+        assert [token.likeliest for token in fed] == (rows.argmax(-1) == torch.tensor(ids[150:])).tolist()
+    few = model.answers(prompt, policies, 9, lambda given: given == answers[1][:3])  # some stop before the others
+    assert few == [given[:3] if given[:3] == answers[1][:3] else given for given in answers]
+    assert len(set(map(len, few))) == 2
+    given = [5, 6, 7]
+    for policy, (first, second) in zip(
+        policies, model.conversations(prompt, policies, [Turn((), 2), Turn(given, 4)]), strict=True
+    ):
+        if policy == "full":
+            whole = [*ids[:150], *first, *given]
+            assert second == plain.generate(whole, GenerationPlan(len(whole), 4))
+        assert (len(first), len(second)) == (2, 4)
 
 
 def test_authors_scoring_by_their_definition_and_not_on_shares(checkpoint: Checkpoint) -> None:
@@ -202,6 +237,7 @@ def test_the_command_goes_on_where_it_was_left(
         (["--tasks", "single", "--form", "letter"], "--form 'letter': one of auto, chat, plain is needed"),
         (["--tasks", "single", "--lengths", "2000"], "--lengths 2000: with 64 more tokens needs 2064 positions"),
         (["--tasks", "single", "--lengths", "100"], "--lengths 100: the task needs"),
+        (["--tasks", "again", "--lengths", "1900"], "--lengths 1900: the task again needs"),
         (
             ["--tasks", "single", "--lengths", "1000", "--policy", "mpcache:preset=new"],
             "preset = 'new' must be one of few-queries, clusters, paper",

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.generation import GenerationPlan
-from tests.tools.family_sweep import LENGTH, sweep
+from tests.tools.family_sweep import Cell, sweep
 
 ONE_EACH = [
     ("qwen3", "masked", 2, "full"),  # normalised queries and keys
@@ -28,6 +27,6 @@ ONE_EACH = [
 
 @pytest.mark.parametrize(("name", "suite", "parties", "policy"), ONE_EACH)
 def test_tokens_are_those_of_transformers(name: str, suite: str, parties: int, policy: str) -> None:
-    different, flagged, error = sweep(name, GenerationPlan(LENGTH, 2, policy=policy), suite, parties, 1)
-    assert (different, flagged) == (0, 0)
-    assert error < 0.02
+    outcome = sweep(Cell(name, suite, parties, policy), prompts=1, tokens=2)
+    assert outcome.right
+    assert outcome.error < 0.02

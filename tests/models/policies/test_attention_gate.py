@@ -122,7 +122,7 @@ def test_open_gates_lose_nothing_and_closed_ones_the_answer(gates: Gates) -> Non
 
     example = examples(1)[0]
     prompt = gates.model.prefill(example.prompt)
-    losses = gates.model.losses(prompt, "full", example.answer)[1:]
+    losses = [token.loss for token in gates.model.fed(prompt, ["full"], example.answer)[0][1:]]
     ones = [torch.ones(prompt.tokens, 4) for _ in prompt.keys]
     found = float(gates._answer_loss(example, prompt, ones))
     assert abs(found - sum(losses) / len(losses)) < 1e-3

@@ -24,9 +24,9 @@ from tests.vectors.independent import (
     wide,
 )
 from tests.vectors.independent.crypten_gates import CRYPTEN
-from tests.vectors.independent.formats import U, reduce, signed, tensor
+from tests.vectors.independent.formats import U, reduce, signed, tensor, total
 from tests.vectors.independent.results import Judge, by_rank, close, exact, flagged, hots, ring, softmax_of
-from tests.vectors.independent.world import Masked, Shared, Steps, World, together
+from tests.vectors.independent.world import Masked, Open, Shared, Steps, World, on_parties, together
 
 Program = Callable[..., Any]
 
@@ -96,6 +96,59 @@ def _look_up(w: World, index: Shared, table: Shared, bits: int) -> Steps:
     rows_of[..., : hot.shape[-1] - size] += hot[..., size:]
     opened = yield from w.open(Shared(reduce(rows_of, bits), bits, 0))
     return linear.product(w, "embed", opened, kept.to(bits), np.matmul)
+
+
+def _look_up_by_bits(w: World, index: Shared, table: Shared, bits: int) -> Steps:
+    kept = (yield from w.open(table)).to(bits)
+    size = table.shape[0]
+    width = max(1, (size - 1).bit_length())
+    places = yield from w.open(index.to(width))
+    hot = lookup.one_hot(w, places, 0, width, 1).x
+    rows_of = hot[..., :size].copy()
+    rows_of[..., : hot.shape[-1] - size] ^= hot[..., size:]
+    rows_of &= U(1)
+    rho = w.random("mask bits", rows_of.shape[1:], 1)
+    whole = np.bitwise_xor.reduce(rho, 0)
+    own = w.deal("row masks", whole.shape, bits, whole)
+    of_masks = w.deal("embed", (len(whole), table.shape[1]), bits, whole @ kept.mask)
+    to_send = np.pad(rows_of ^ rho, [(0, 0), (0, 0), (0, -size % 8)])  # a row is sent in whole bytes
+    m = (yield Open(to_send, 1, "xor"))[:, :size]
+    tau = np.bitwise_xor.reduce(rows_of & (m ^ U(1)), -1)
+    product = on_parties(lambda shared, masks, term: m @ shared - masks @ kept.m + term, kept.shared.x, own, of_masks)
+    bit = w.random("mask bits", tau.shape[1:], 1)
+    lam = w.random("open", product.shape[1:], bits)
+    opened, z = yield from together(_asked(Open(tau ^ bit, 1, "xor")), _asked(Open(product + lam, bits)))
+    turned = U(1) - U(2) * np.bitwise_xor.reduce(bit, 0)[:, None]
+    sign = w.deal("row signs", turned.shape, bits, turned)
+    signed_mask = w.deal("row signs: mask", z.shape, bits, turned * total(lam, bits))
+    out = (U(1) - U(2) * opened[:, None]) * (z * sign - signed_mask)
+    return Shared(reduce(out, bits), bits, table.frac)
+
+
+def _veiled(w: World, x: Shared, y: Shared, count: int, frac: int) -> Steps:
+    a = yield from w.open(x)
+    b = yield from w.open(y)
+    bits = min(a.bits, b.bits)
+    fresh = w.random("matmul", (a.shape[0], b.shape[1]), bits)
+    share = on_parties(lambda lx, ly, r: r - lx @ b.m - a.m @ ly, a.lam, b.lam, fresh)
+    share[0] += a.m @ b.m
+    veil = reduce((total(fresh, bits) - a.mask @ b.mask) * U(7879), bits)
+    share = reduce(share * U(7879), bits)
+    if w.parties == 2:
+        share[0] += U(1 << (count - 1))
+        m = yield Open(reduce(share, bits) >> U(count), bits - count)
+    else:
+        m = (yield Open(share, bits)) >> U(count)
+    lam = w.deal("veil", m.shape, bits - count, veil >> U(count))
+    return Masked(m, lam, bits - count, frac).shared
+
+
+def _judge_veiled(x: np.ndarray, y: np.ndarray, count: int, frac: int) -> Any:
+    return close(x @ y * 7879 / 2.0**13, 1.5 / 2.0**frac)
+
+
+def _asked(request: Open) -> Steps:
+    return (yield request)
 
 
 def _ranks(w: World, x: Masked) -> Steps:
@@ -236,6 +289,8 @@ GATES: dict[str, Gate] = {
     "weight product": Gate(_weight, lambda x, y: exact(x @ y)),
     "gain": Gate(_gain, lambda x, y: exact(x * y)),
     "look up": Gate(_look_up, lambda index, table, bits: exact(table[index.astype(int)])),
+    "veiled product": Gate(_veiled, _judge_veiled),
+    "look up by bits": Gate(_look_up_by_bits, lambda index, table, bits: exact(table[index.astype(int)])),
     "truncate": _opened(lambda w, x, count, frac: linear.truncate(w, x, count).shared, _floor),
     "truncate and lift": _opened(
         lambda w, x, count, bits, frac, offset=None: linear.truncate_and_lift(w, x, count, bits, offset), _floor
