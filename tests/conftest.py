@@ -18,6 +18,9 @@ from launch.local import processes
 from tests import forked
 from tests.devices import NAMES, STAND_IN, computing_on
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the host; asked for before Triton is imported
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--device`."""

@@ -132,8 +132,8 @@ class RowProduct(Request[Tensor]):
         out, start = [], 0
         for count, size in zip(self.counts, self.sizes, strict=True):
             shape = (count, self.table.shape[0])
-            total = sum(unpacked(part[start : start + size], self.bits, shape) for part in parts)
-            m = ring.reduce(torch.as_tensor(total), self.bits)
+            rows = (unpacked(part[start : start + size], self.bits, shape) for part in parts)
+            m = ring.reduce(functools.reduce(operator.add, rows), self.bits)
             if c.observer is not None:
                 c.observer(m, self.bits)
             out.append(self.table.times_own(m, self.bits))
