@@ -92,10 +92,9 @@ async def _factors(convert: Conversion, x: Value, y: Value, extra: int) -> tuple
     return ma, mb, magnitude
 
 
-async def multiply(convert: Conversion, x: Value, y: Value, room: int = 0) -> MaskedTensor:
-    """Return the element-wise product, Shared, in a ring with `room` bits more than it needs; no round beyond making the
-    factors masked."""
-    a, b, magnitude = await _factors(convert, x, y, room)
+async def multiply(convert: Conversion, x: Value, y: Value) -> MaskedTensor:
+    """Return the element-wise product, Shared; no round beyond making the factors masked."""
+    a, b, magnitude = await _factors(convert, x, y, 0)
     return convert.new(product.multiply(convert.context, a, b), magnitude)
 
 

