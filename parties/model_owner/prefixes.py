@@ -188,7 +188,7 @@ class RegisteringSession(Conversation):
         if state.step:
             raise WireError(f"{stream.peer} sent output {header.step}, one was asked for")
 
-    def _shape_due(self) -> tuple[int, ...]:
+    def _shape_due(self, step: int) -> tuple[int, ...]:
         return (1,)
 
     def _outputs_over(self, state: Incoming) -> bool:

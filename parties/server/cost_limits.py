@@ -120,6 +120,7 @@ class Costs:
             str(manifest.draft),
             str(manifest.prefix_tokens),
             str((manifest.chunk_tokens, manifest.chunk_again)),
+            str(manifest.text_tokens),
         )
         sizes = (str(manifest.prompt_tokens), str(manifest.new_tokens)) if lengths else ()
         return (*parts, str(len(manifest.parties)), *sizes)
@@ -142,6 +143,7 @@ class Costs:
                     draft,
                     manifest.prefix_tokens,
                     manifest.plan.chunks,
+                    tuple(manifest.text_tokens),
                 )
                 self._predictors[key] = Predictor(architecture, setting)
                 while len(self._predictors) > KEPT:
