@@ -52,7 +52,7 @@ def kept_bytes(architecture: AnyArchitecture, prompt: int, new: int, kept: int |
 
     >>> from models.shapes import SHAPES
     >>> kept_bytes(SHAPES["gpt2"], prompt=1000, new=25, kept=10**8)
-    131683328
+    131653888
     """
     whole = cache_bytes(architecture, prompt, new)
     if kept is None or not isinstance(architecture, Architecture):

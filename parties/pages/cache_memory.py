@@ -148,6 +148,8 @@ class SessionPager:
     @contextmanager
     def waits(self) -> Iterator[None]:
         """Let others take this session's memory while it waits for its client. Raises what went wrong meanwhile."""
+        if self._now >= 0 and self._now not in self._rests:
+            self._measured(self._now)
         self._note(waits=True)
         self.waiting = True
         self._guard.release()

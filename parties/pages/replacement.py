@@ -21,18 +21,18 @@ FAR = 1 << 30  # steps; behind any known use
 
 
 def steps_until(layer: int, at: int, layers: int) -> int:
-    """Return how many layers a session enters before it needs `layer`, being in layer `at` of `layers`.
+    """Return with how many steps a session enters `layer` again, being in layer `at` of `layers`.
 
     >>> [steps_until(layer, at=2, layers=4) for layer in range(4)]
-    [2, 3, 0, 1]
+    [2, 3, 4, 1]
     """
-    return (layer - at) % layers
+    return (layer - at - 1) % layers + 1
 
 
 @dataclass(frozen=True)
 class Entered:
-    """One line of a schedule: a session needs a layer. sizes: bytes of the session's layers by now, in order; waits: the
-    session then waits for its client. The last of a session has no sizes. All public."""
+    """One line of a schedule: a session needs a layer or, if it `waits`, begins to wait for its client there. sizes: bytes
+    of its layers by now, in order; none in the last line of a session. All public."""
 
     session: str
     layer: int
@@ -113,6 +113,8 @@ def replay(schedule: Schedule, most: int, rule: str) -> Counts:
             if (line.session, layer) in memory.sizes:
                 memory.sizes[line.session, layer] = size
         unit = line.session, line.layer
+        if line.waits:
+            continue
         last[unit] = now
         if unit in seen:
             counts.needed += 1
@@ -137,7 +139,7 @@ def replay(schedule: Schedule, most: int, rule: str) -> Counts:
 def _uses(schedule: Schedule) -> dict[Unit, list[int]]:
     found: dict[Unit, list[int]] = {}
     for now, line in enumerate(schedule):
-        if line.sizes:
+        if line.sizes and not line.waits:
             found.setdefault((line.session, line.layer), []).append(now)
     return found
 

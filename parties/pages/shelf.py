@@ -1,6 +1,6 @@
 """One session's pages on disk, and the shelf of one cached value: pages of rows that were written once, and a rest.
 
-A value's rows are cut into pages of about a MiB, counted from the first row that lay there. Rows that others were only
+A value's rows are cut into pages of about two MiB, counted from the first row that lay there. Rows that others were only
 appended to are on disk already when the value leaves memory again, so nothing is written but full pages that are new; the
 rest stays in memory, less than a page. Where rows moved, or were given up and written anew, their pages are dropped.
 """
@@ -24,7 +24,7 @@ from parties.pages.index import Owner
 from parties.pages.page_store import SUFFIX, PageStore, named_page, read_page, write_page
 from protocols.row_tensors import RowTensors
 
-PAGE_BYTES = 1 << 20
+PAGE_BYTES = 1 << 21
 LEAST_ROWS, MOST_ROWS = 16, 4096
 LOST = "ask again: nothing but this session needs it"
 
