@@ -30,7 +30,8 @@ from torch import Tensor
 from mpc import ring
 from mpc.errors import TapeError
 from mpc.ledger import Ledger, current
-from mpc.messages import Message, at_host, packed, unpacked, unpacked_words
+from mpc.messages import Message, packed, unpacked, unpacked_words
+from mpc.outbox import Outbox
 from mpc.packing import packed_size
 from mpc.random import MOST_AHEAD, Prg, canonical
 from mpc.shape_tensor import shape_tensor
@@ -139,7 +140,8 @@ class DealerTape(Tape):
     ) -> None:
         super().__init__(ledger, device)
         self._prgs = [Prg(seed) for seed in seeds]
-        self._emit = emit
+        self._emit = Outbox(emit)
+        self.flush = self._emit.flush  # at the end, and before the dealer waits for anybody
 
     @property
     def dealing(self) -> bool:
@@ -191,7 +193,7 @@ class DealerTape(Tape):
     def _correct(self, whole: Tensor, others: Tensor, bits: int, kind: str) -> Tensor:
         """Send the last party its share, what the others' leave of the value; return it, congruent modulo 2^bits."""
         correction = whole ^ others if kind == "xor" else whole - others
-        self._emit(len(self._prgs) - 1, at_host(packed(correction, bits)))
+        self._emit(len(self._prgs) - 1, packed(correction, bits))
         return correction
 
     def dependent_shares(
@@ -209,7 +211,7 @@ class DealerTape(Tape):
         size = packed_size(math.prod(shape), bits)
         self._header(describe(op, "sum", bits, shape, True), size)
         others = [ring.reduce(prg.ring(shape, bits, self.device), bits) for prg in self._prgs[:-1]]
-        self._emit(len(self._prgs) - 1, at_host(packed(ring.reduce(last(others), bits), bits)))
+        self._emit(len(self._prgs) - 1, packed(ring.reduce(last(others), bits), bits))
         self.ledger.offline(size)
         return shape_tensor(shape)
 
@@ -221,11 +223,11 @@ class DealerTape(Tape):
         whole = ring.reduce(value(), bits)
         if tuple(whole.shape) != tuple(shape):
             raise TapeError(f"{op}: the dealer computed shape {list(whole.shape)}, declared {list(shape)}")
-        payload = at_host(packed(whole, bits))
-        self._header(describe(op, "common", bits, shape, True), len(payload), everyone=True)
+        payload, size = packed(whole, bits), packed_size(math.prod(shape), bits)
+        self._header(describe(op, "common", bits, shape, True), size, everyone=True)
         for party in range(len(self._prgs)):
             self._emit(party, payload)
-        self.ledger.offline(len(payload))
+        self.ledger.offline(size)
         return whole
 
 

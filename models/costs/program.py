@@ -89,6 +89,7 @@ async def fill(decoder: Decoder, cached: int, source: Source, agree: bool = True
             suite.output(suite.input((1,), source.cached(suite, "agreement", (1,)), suite.fraction_bits))
     a = decoder.architecture
     for layer in range(a.encoder_layers, a.layers if cached else 0):
+        cache.enter(layer)
         await fill_layer(decoder, cache, layer, cached, source)
         if a.encoder is not None:
             await _fill_cross(decoder, cache, layer, read, source)

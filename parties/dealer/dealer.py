@@ -176,6 +176,7 @@ class DealerSession(ServedSession):
             start = wire.TapeStart(seed=seed, load=load, fresh=weights is None, rows_load=rows_load, rows_fresh=rows is None)
             outlet.stream.send(wire.TapeMessage(start=start))
         tape = DealerTape(seeds, lambda party, data: outlets[party].append(data), self.ledger, self._program.device)
+        self._flush = tape.flush
         suite = self._program.suite(tape, None)
         if weights is None:
             self.step = "dealing for the model's weights"
@@ -192,11 +193,13 @@ class DealerSession(ServedSession):
         self._dealt = self.ledger.total().offline_bytes
         self.step = "dealing"
         self._program.run(suite, weights, None, self)
+        tape.flush()
 
     # ---- the endpoint ------------------------------------------------------------------------------------------------
     def emit(self, step: int, share: OutputShare) -> bool:
         """Raise the session's error, and `ConfigurationError` where a token took more than it may."""
         self.check()
+        self._flush()
         total = self.ledger.total().offline_bytes
         before, self._dealt = self._dealt, total
         plan = self._program.plan

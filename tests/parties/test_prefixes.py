@@ -18,7 +18,7 @@ from parties.client.client import GenerationResult
 from parties.client.request import GenerationRequest
 from parties.client.sampling_params import SamplingParams
 from parties.errors import RangeExceeded
-from parties.model_owner.prefixes import PrefixText, add_prefix, prefixes, remove_prefix
+from parties.model_owner.prefixes import PrefixText, add_prefix, prefixes, remove_prefix, remove_strays
 from parties.pages import page_store
 from parties.party.compute_party import ComputePartyServer
 from parties.wire.held_prefix import RegisteredPrefix
@@ -115,6 +115,10 @@ def test_prefixes_outlive_a_restart_and_go_with_their_owner(tmp_path: Path) -> N
         assert [[one.name for one in found] for found in prefixes(owner).values()] == [["terms"]]
         with pytest.raises(ConfigurationError, match=r"no party holds a prefix 'other' of model 'tiny'; there are: terms"):
             remove_prefix(owner, None, "other")
+        running.add("stray", [5, 6])
+        running.party(1).prefixes.remove(running.party(1).prefixes.prefixes()[1])  # as if it had been killed before
+        assert running.stored() == [2, 1, 2]
+        assert remove_strays(owner, "tiny") == [("party0", "stray"), ("party2", "stray")]
         assert len(remove_prefix(owner, "tiny", "terms")) == 1
         assert running.stored() == [0, 0, 0]
         with pytest.raises(ConfigurationError, match="prefix 'terms': 0 of model 'tiny' fit; all parties hold: none"):

@@ -64,11 +64,11 @@ def table() -> str:
     for one in HEADLINES:
         figures = one.figures()
         if one.holds(figures) == bool(one.why):
-            raise ValueError(
-                f"{one.system}: the relation {'holds' if one.why else 'does not hold'}, its reason says otherwise"
-            )
+            found = "holds" if one.why else "does not hold"
+            raise ValueError(f"{one.system}: the relation {found}, its reason says otherwise")
         told = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        lines.append(f"| {one.system} | {one.relation} | {told} | {one.why and 'not reached: ' + one.why or 'reached'} |")
+        outcome = f"not reached: {one.why}" if one.why else "reached"
+        lines.append(f"| {one.system} | {one.relation} | {told} | {outcome} |")
     return "\n".join(lines) + "\n"
 
 

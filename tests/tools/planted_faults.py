@@ -721,16 +721,16 @@ FAULTS: tuple[Fault, ...] = (
     # ---- cache policies
     Fault(
         "eviction decides about the sinks as well",
-        "models/policies/mpcache.py",
-        "chosen = Kept(self.sinks, tokens - self.window, ",
-        "chosen = Kept(0, tokens - self.window - self.sinks, ",
+        "models/policies/axes/keep.py",
+        "return Kept(self.sinks, cached - recent, ",
+        "return Kept(0, cached - recent - self.sinks, ",
         (f"{BY_HAND}::test_two_levels_with_sinks_window_and_a_growing_cluster",),
     ),
     Fault(
         "the last layer of a group decides what all of them keep",
-        "models/policies/mpcache.py",
-        "suite.with_bound(state.votes + attention_mass, most + 1)",
-        "attention_mass",
+        "models/policies/composition.py",
+        "suite.with_bound(before + seen.mass, seen.queries * heads + 1)",
+        "seen.mass",
         (f"{BY_HAND}::test_layers_that_share_a_choice_keep_the_same_tokens",),
     ),
     Fault(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launch.cli.commands.quality_memory import run_memory, settings_of
 from launch.cli.options import DEFAULT_SUITE, DeviceOption, JsonOption, ModelOption, PartiesOption, SuiteOption
 from launch.local.checks import check_device, check_suite
 from launch.terminal.console import err, out, print_json
@@ -33,7 +34,8 @@ PoliciesOption = Annotated[
 ]
 BudgetsOption = Annotated[str, typer.Option("--budgets", help="Set where a policy's text leaves its budget open.")]
 LengthsOption = Annotated[
-    str | None, typer.Option("--lengths", help="Tokens of prompts; 256,512,1024, with --tasks 1000,2000,4000.")
+    str | None,
+    typer.Option("--lengths", help="Tokens of prompts; 256,512,1024, with --memory 1024, with --tasks 1000,2000,4000."),
 ]
 QuestionsOption = Annotated[
     int | None, typer.Option("--questions", min=1, help="Prompts of each length; 50, with --tasks 12 of each task.")
@@ -65,7 +67,8 @@ TasksOption = Annotated[
     str | None,
     typer.Option(
         "--tasks",
-        help="Tasks in long texts, made here: all, or some of single, keyed, queried, variables, common, perplexity.",
+        help="Tasks in long texts, made here: all, or some of single, keyed, queried, variables, common, turns, again, "
+        "perplexity.",
     ),
 ]
 MemoryOption = Annotated[
@@ -114,51 +117,35 @@ def run(
 ) -> None:
     """Compare cache policies with the full cache: recall, equal tokens, attention kept, perplexity, LongBench scores.
 
-    In plaintext; docs/quality.md defines the measures. With --spot-check answers are computed on shares too, with all
-    parties in this one process (never for secret data); exit code 1 when one differs from the plaintext one. --memory
-    gives policies equal memory in place of equal budgets. --tasks asks any model instead, what a policy costs on shares
-    beside what it finds; answers are kept in --out as they come, and a second start goes on with the rest.
+    In plaintext; docs/quality.md defines the measures. With --spot-check answers are computed on shares too, all parties in
+    this one process (never for secret data); exit code 1 when one differs. --memory gives policies equal memory in place of
+    equal budgets. --tasks asks any model instead, with costs on shares; a second start goes on with what is in --out.
     """
     from launch.measure.quality.budgets import policy_texts
-    from launch.measure.quality.longbench import TEMPLATE
     from launch.measure.quality.sweep import SweepSettings
     from mpc.errors import ConfigurationError
 
     check_suite(suite)
     chosen, shares = tuple(policy_texts(policies or [])), numbers("--budgets", budgets)
+    others: dict[str, Any] = {"--longbench": longbench, "--needle": needle, "--spot-check": spot_check, "--new": new}
+    usual = "1024" if memory is not None else "1000,2000,4000" if tasks is not None else "256,512,1024"
+    sizes = whole_numbers("--lengths", lengths or usual)
     if memory is not None:
-        from launch.cli.commands.quality_memory import run_memory
-        from launch.measure.quality.equal_memory import MemorySettings
-        from models.policies.registry import POLICIES
-
-        others: dict[str, Any] = {"--longbench": longbench, "--needle": needle, "--spot-check": spot_check, "--new": new}
-        others |= {"--tasks": tasks, "--text": text}
-        at = MemorySettings(
-            chosen or tuple(POLICIES),
-            numbers("--memory", memory),
-            whole_numbers("--lengths", lengths or "1024"),
-            questions or 10,
-            [seed] if seeds is None else seeds_of(seeds),
-            suite,
-            parties,
-            check_device(device),
-            turns,
-        )
-        return run_memory(model, at, folder, as_json, others)
+        at = settings_of(chosen, numbers("--memory", memory), sizes, questions, str(seed) if seeds is None else seeds)
+        at = replace(at, suite=suite, parties=parties, device=check_device(device), turns=turns)
+        return run_memory(model, at, folder, as_json, {**others, "--tasks": tasks, "--text": text})
     if turns or seeds is not None:
         raise ConfigurationError("--turns and --seeds go with --memory; add it, or leave them out")
     if tasks is not None:
         from launch.cli.commands.quality_tasks import Rest, run_tasks
 
-        others = {"--longbench": longbench, "--needle": needle, "--spot-check": spot_check, "--new": new}
-        sizes = whole_numbers("--lengths", lengths or "1000,2000,4000")
         rest = Rest(questions or 12, seed, form, text, suite, parties, check_device(device), folder, as_json, others)
         return run_tasks(model, tasks, chosen, shares, sizes, rest)
-    asked = SweepSettings(
-        chosen, shares, tuple(whole_numbers("--lengths", lengths or "256,512,1024")), questions or 50, seed, new
-    )
+    asked = SweepSettings(chosen, shares, tuple(sizes), questions or 50, seed, new)
     asked = replace(asked, text=text, text_tokens=text_tokens, needle=needle, depths=numbers("--depths", depths))
-    asked = replace(asked, longbench=longbench, template=TEMPLATE if template is None else template, cut_prompts=cut_prompts)
+    asked = replace(
+        asked, longbench=longbench, template=asked.template if template is None else template, cut_prompts=cut_prompts
+    )
     asked = replace(asked, spot_check=spot_check, suite=suite, parties=parties, device=check_device(device))
     _run_sweep(model, asked, folder, as_json)
 
@@ -215,16 +202,6 @@ def whole_numbers(option: str, text: str) -> list[int]:
             f"{option} '{text}': whole numbers separated by commas are needed, each once, such as 256,512"
         )
     return [int(part) for part in parts]
-
-
-def seeds_of(text: str) -> list[int]:
-    """Return the seeds separated by commas, each once. Raises `ConfigurationError`."""
-    from mpc.errors import ConfigurationError
-
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise ConfigurationError(f"--seeds '{text}': whole numbers from 0 on are needed, separated by commas, each once")
-    return list(map(int, parts))
 
 
 def check_folder(folder: Path) -> None:

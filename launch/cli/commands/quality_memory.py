@@ -21,6 +21,26 @@ RESULTS, PAGE, PLOT = "results.json", "results.md", "memory.png"
 PACKAGES = ("mpcache", "torch", "transformers", "tokenizers", "matplotlib")
 
 
+def seeds_of(text: str) -> list[int]:
+    """Return the seeds separated by commas, each once. Raises `ConfigurationError`."""
+    from mpc.errors import ConfigurationError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise ConfigurationError(f"--seeds '{text}': whole numbers from 0 on are needed, separated by commas, each once")
+    return list(map(int, parts))
+
+
+def settings_of(
+    policies: Sequence[str], shares: Sequence[float], lengths: Sequence[int], questions: int | None, seeds: str
+) -> MemorySettings:
+    """Return what is asked for, with all policies where none is named. Raises `ConfigurationError`."""
+    from launch.measure.quality.equal_memory import MemorySettings
+    from models.policies.registry import POLICIES
+
+    return MemorySettings(policies or tuple(POLICIES), shares, lengths, questions or 10, seeds_of(seeds))
+
+
 def run_memory(model: Path, settings: MemorySettings, folder: Path | None, as_json: bool, others: dict[str, Any]) -> None:
     """Measure, keep and show. others: options that do not go with --memory, by name, unset where they are false. Raises
     `ConfigurationError` for what cannot be, before anything runs."""

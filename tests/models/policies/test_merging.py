@@ -214,7 +214,7 @@ def test_a_decoded_token_takes_the_place_of_one_that_far_from_the_end() -> None:
     ("text", "named"),
     [
         ("merge:how=nearest|elastic", "merge: 'elastic' merges already"),
-        ("merge:how=nearest|mpcache", "merge: 'mpcache' is no system of axes"),
+        ("merge:how=nearest|mpcache", "merge: 'mpcache' reads some of what stays"),
         ("merge:how=far|h2o", "how = 'far' must be one of nearest, similar"),
         ("merge:rows=keys|h2o", "rows = 'keys' must be one of values, both"),
         ("merge:how=nearest|merge:how=nearest|h2o", "is changed so already"),
