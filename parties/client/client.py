@@ -202,13 +202,13 @@ class Client:
         on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
         cancellation: Cancellation | None = None,
     ) -> list[Tensor]:
-        """Return an encoder's output for each text, in as few sessions as take them (`EncodingRequest.sessions`). Arguments
-        and errors as in `encode`; raises `RangeExceeded`, too."""
+        """Return an encoder's output for each text, in as few sessions as take them: none has more tokens than
+        this client's own `max_prompt_tokens`. Arguments and errors as in `encode`; raises `RangeExceeded`, too."""
         model = request.model
         reference = model if isinstance(model, ModelReference) else self.find_model(model)
         places: list[int] = []
         values: list[Tensor] = []
-        for some in list(request.sessions(reference.encoder)):
+        for some in list(request.sessions(reference.encoder, self.config.limits.max_prompt_tokens)):
             part = replace(request, texts=[request.texts[place] for place in some], model=reference)
             values += self.encode(part, on_progress=on_progress, cancellation=cancellation).checked()
             places += some

@@ -24,9 +24,6 @@ from parties.wire.manifest import Manifest
 from protocols.range_findings import RangeFinding
 from protocols.registry import USUAL, SuiteSpec
 
-SESSION_TOKENS = 8192
-"""Most tokens of a session of several texts, padding included: what servers allow a prompt where nothing else is set."""
-
 
 @dataclass(frozen=True)
 class EncodingRequest:
@@ -56,12 +53,12 @@ class EncodingRequest:
         plan.check(architecture)
         return plan
 
-    def sessions(self, architecture: EncoderArchitecture) -> Iterator[list[int]]:
-        """Yield the places of the texts of each session that they take: one, where they have no more than `SESSION_TOKENS`
-        tokens with their padding."""
+    def sessions(self, architecture: EncoderArchitecture, most: int) -> Iterator[list[int]]:
+        """Yield the places of the texts of each session that they take: one, where they have no more than `most` tokens with
+        their padding."""
         lengths, found, total = self._lengths(architecture), list[int](), 0
         for place in self.order(architecture):
-            if found and (total + lengths[place] > SESSION_TOKENS or len(found) == MOST_TEXTS):
+            if found and (total + lengths[place] > most or len(found) == MOST_TEXTS):
                 yield found
                 found, total = [], 0
             found, total = [*found, place], total + lengths[place]

@@ -118,7 +118,7 @@ def test_sessions_of_many_texts() -> None:
     """As few as hold them: 8 192 tokens with padding each, the shortest texts first."""
     architecture = find_description("bert-base")
     texts = [EncoderInput([1] * (500 if n % 2 else 5)) for n in range(40)]
-    found = list(EncodingRequest(texts).sessions(encoder_of(architecture, "bert-base")))
+    found = list(EncodingRequest(texts).sessions(encoder_of(architecture, "bert-base"), 8192))
     assert [len(one) for one in found] == [20 + 15, 5]
     assert sorted(place for one in found for place in one) == list(range(40))
     assert all(len(texts[place].ids) == 5 for place in found[0][:20])
