@@ -164,7 +164,7 @@ def _of_masks(c: Context, masks: tuple[Tensor, int], own: Tensor, table: FixedWe
     whole, width = masks
     shape = (whole.shape[0], table.shape[1])
     term = c.deal("embed", shape, bits, lambda: ring.matmul(whole, table.lam, bits, width))
-    return c.tape.precompute("embed", shape, lambda: term - table.times_m(own, bits))
+    return c.tape.precompute("embed", shape, lambda: term - table.times_m(own.to(torch.int64), bits))
 
 
 # ---- by bits ---------------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ async def by_bits(c: Context, index: Shared, table: FixedWeight, bits: int) -> S
     for part in parts:
         rows = one_hot_rows(c, part, table.shape[0], 1)
         rho = c.tape.random("mask bits", tuple(rows.shape), 1)
-        dealt = c.deal("row masks", tuple(rows.shape), bits, lambda rho=rho: rho)  # type: ignore[misc]
+        dealt = c.deal_table("row masks", tuple(rows.shape), bits, lambda rho=rho: rho)  # type: ignore[misc]
         precomputed.append(_of_masks(c, (rho, 1), dealt, table, bits))
         if c.evaluating:
             own.append(_packed_bits(rows.x))
