@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mpc.device import recorded
-from mpc.device.deferred import deferred, known, settle
+from mpc.device.deferred import deferred, known, settle, there
 from mpc.device_packing import checked, unpack_there, unpack_words_there
 from mpc.errors import WireError
 from mpc.packing import pack, unpack, unpack_words, word_bytes
@@ -76,12 +76,12 @@ def at_host(message: Message) -> bytes:
     """Return a message's bytes; waits for the device that made it. From now on the host knows what the message says."""
     if not isinstance(message, Tensor):
         return bytes(message)
-    found = message.cpu()
+    found: Tensor = there(message).cpu()
     known(message, lambda: found)
     return found.numpy().tobytes()
 
 
-def delivered(messages: Sequence[bytes], device: torch.device) -> list[Message]:
+def delivered(messages: Sequence[bytes | bytearray | memoryview], device: torch.device) -> list[Message]:
     """Return what has arrived where it is computed with, in one copy."""
     if device.type == "cpu":
         return [memoryview(message) for message in messages]

@@ -23,14 +23,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mpc import ring
 from mpc.errors import TapeError
 from mpc.ledger import Ledger, current
-from mpc.messages import Message, packed, unpacked, unpacked_words
+from mpc.messages import Message, delivered, packed, unpacked, unpacked_words
 from mpc.outbox import Outbox
 from mpc.packing import packed_size
 from mpc.random import MOST_AHEAD, Prg, canonical
@@ -325,7 +324,7 @@ class Chunks:
     def __init__(self, stream: Iterator[Bytes]) -> None:
         self._stream = stream
         self._chunk = self._rest = memoryview(b"")
-        self._there: Tensor | None = None
+        self._there: Message | None = None
 
     def __call__(self, count: int) -> Bytes:
         if len(self._rest) >= count:
@@ -346,12 +345,12 @@ class Chunks:
             self._chunk = self._rest = memoryview(piece)
             self._there = None
 
-    def on(self, count: int, device: torch.device) -> Tensor:
+    def on(self, count: int, device: torch.device) -> Message:
         """Return the next bytes on a device, uint8 [count]."""
         if count > len(self._rest) or len(self._chunk) > MOST_AHEAD:
-            return torch.from_numpy(np.frombuffer(bytearray(self(count)), np.uint8)).to(device)
+            return delivered([self(count)], device)[0]
         if self._there is None:
-            self._there = torch.from_numpy(np.frombuffer(bytearray(self._chunk), np.uint8)).to(device)
+            self._there = delivered([self._chunk], device)[0]
         start = len(self._chunk) - len(self._rest)
         self(count)
         return self._there[start : start + count]

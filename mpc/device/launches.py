@@ -22,6 +22,7 @@ from mpc.device.node import Node
 HEAVY = 24  # operations that are not done twice
 HEAVIEST = 160  # operations of an output
 MOST = 320  # operations of a launch
+_MANY = 64  # sums whose sum is a step of its own
 _FEW = 8  # so many times more elements than there are to compute: they are computed before
 
 
@@ -147,7 +148,12 @@ def _wanted_before(node: Node, a: Node, weight: int, users: int, beside: int) ->
     """Whether an argument of a node is better computed before it."""
     if a.op == "constant" or _base(a).held is not None:
         return False
-    if a.op == "fold" or weight + beside > HEAVIEST or (users > 1 and weight > HEAVY):
+    if (
+        a.op == "fold"
+        or (a.op == node.op == "sum" and a.count > _MANY)
+        or weight + beside > HEAVIEST
+        or (users > 1 and weight > HEAVY)
+    ):
         return True
     if node.op == "pack":
         return weight * _looks(node.attrs[0]) > HEAVIEST

@@ -22,6 +22,9 @@ BINARY = ARITHMETIC + COMPARISONS
 MOVES = ("axes", "reshape", "permute", "expand", "slice")
 
 
+MOST_STEPS = 64  # operations that the host does again rather than wait for the device
+
+
 class Node:
     """One operation. attrs: what it needs beside its arguments. held: its elements, once they are there. shared: another
     node may share its memory, so that nobody may write into it. host: how the host knows the elements without asking the
@@ -48,7 +51,8 @@ class Node:
         self.shared = False
         self.host: Recipe | None = None
         if any(a.host is not None for a in args) and all(a.host is not None or a.op == "constant" for a in args):
-            self.host = Recipe(self, tuple(a.host or Recipe(a, ()) for a in args))
+            recipe = Recipe(self, tuple(a.host or Recipe(a, ()) for a in args))
+            self.host = recipe if recipe.steps <= MOST_STEPS else None
 
     @property
     def count(self) -> int:
@@ -67,13 +71,14 @@ class Node:
 class Recipe:
     """How the host computes what a node holds: an operation on what it knows, or a leaf that gives it."""
 
-    __slots__ = ("args", "attrs", "device", "dtype", "leaf", "op", "shape")
+    __slots__ = ("args", "attrs", "device", "dtype", "leaf", "op", "shape", "steps")
 
     def __init__(self, node: Node, args: tuple[Recipe, ...], leaf: Callable[[], Tensor] | None = None) -> None:
         self.op, self.attrs, self.shape, self.dtype = node.op, node.attrs, node.shape, node.dtype
         self.device = torch.device("cpu")
         self.args = args
         self.leaf = leaf
+        self.steps: int = 1 + sum(a.steps for a in args)
 
 
 def held(x: Tensor) -> Node:

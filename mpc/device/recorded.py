@@ -15,6 +15,7 @@ from mpc.device.node import COMPARISONS, Node
 from mpc.packing import packed_size
 
 MOST_SUMMED = 256  # elements that one lane adds up
+LANES = 128  # that add up more
 _SLOTS = {"__and__": "and", "__or__": "or", "__xor__": "xor", "__lshift__": "shl", "__rshift__": "shr"}
 _BINARY = {
     **{name: name for name in ("add", "sub", "mul", *COMPARISONS)},
@@ -243,14 +244,31 @@ def _summed(x: Any, dim: Any = None, keepdim: bool = False, **options: Any) -> D
         raise Unwritten
     rank = len(found.shape)
     dims = range(rank) if dim is None else [d % rank for d in ([dim] if isinstance(dim, int) else dim)]
-    if math.prod(found.shape[d] for d in dims) > MOST_SUMMED:
-        raise Unwritten
     if found.dtype != torch.int64:
         found = operation("cast", (found,), torch.int64).node
+    if math.prod(found.shape[d] for d in dims) > MOST_SUMMED:
+        if len(dims) > 1 or found.shape[dims[0]] > LANES * MOST_SUMMED:
+            raise Unwritten
+        return _summed_by_lanes(found, dims[0], keepdim)
     for d in dims:
         shape = [1 if i == d else n for i, n in enumerate(found.shape)]
         found = found if found.shape[d] == 1 else Node("sum", (found,), shape, torch.int64, found.device, (d,))
     return Deferred(found if keepdim else _squeezed(found, list(dims)))
+
+
+def _summed_by_lanes(x: Node, dim: int, keepdim: bool) -> Deferred:
+    """Return the sum of many elements: of every `LANES`-th one first, then of these sums."""
+    rank, size = len(x.shape), x.shape[dim]
+    last = node.permuted(x, [*(d for d in range(rank) if d != dim), dim])
+    front = last.shape[:-1]
+    missing = -size % LANES
+    if missing:
+        zeros = node.constant(0, (*front, missing), x.dtype, x.device)
+        last = Node("cat", (last, zeros), (*front, size + missing), x.dtype, x.device, (rank - 1,))
+    rows = node.reshaped(last, [*front, (size + missing) // LANES, LANES])
+    by_lane = Node("sum", (rows,), (*front, 1, LANES), x.dtype, x.device, (rank - 1,))
+    total = node.reshaped(Node("sum", (by_lane,), (*front, 1, 1), x.dtype, x.device, (rank,)), front)
+    return Deferred(_unsqueezed(total, dim) if keepdim else total)
 
 
 def _filled(value: int | None) -> Callable[..., Any]:

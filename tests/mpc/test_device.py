@@ -129,6 +129,13 @@ def test_wide_words(ran: list[Launch]) -> None:
     assert len(ran) <= 2
 
 
+def test_sums_of_many_elements(ran: list[Launch]) -> None:
+    x = words(2, 700, 3)
+    for dim, keepdim in ((1, True), (-2, False)):
+        assert torch.equal(here(x).sum(dim, keepdim=keepdim).cpu(), x.sum(dim, keepdim=keepdim))
+    assert torch.equal((here(x[0, :, 0]) + 1).sum().cpu(), (x[0, :, 0] + 1).sum())
+
+
 def test_the_xor_of_many_words(ran: list[Launch]) -> None:
     for count in (1, 128, 300):
         x = words(count)
