@@ -1,7 +1,7 @@
 # make setup   virtual environment in $(VENV) with the package, at the tested versions
 # make dev     the same with what tests and checks need; `make test`, `make check`, ... do this themselves
 # make demo    four processes answer a question about a private document (ARGS= goes to `mpcache demo`)
-# make test    all tests in two processes (WORKERS=0: in one; ARGS= goes to pytest)
+# make test    all tests in three processes (WORKERS=0: in one; ARGS= goes to pytest)
 # make check   lint, format, strict types, generated files
 # make reference   regenerate docs/commands.md
 # make gates   measure every gate of every suite and regenerate docs/gates.md (a minute)
@@ -16,7 +16,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 3
 RESULTS ?= results
 CRYPTEN := crypten==0.4.1
 BIN := $(abspath $(VENV))/bin
@@ -49,6 +49,8 @@ $(DEV_STAMP): $(STAMP)
 demo: setup
 	@"$(BIN)/mpcache" demo $(ARGS)
 
+# Tests start many processes: compiled modules are kept, whatever the environment says.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: dev
 	"$(BIN)/python" -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 

@@ -39,6 +39,7 @@ from models.masks import Places, causal_mask
 from models.observation import Observation, Seen
 from models.prompt_rows import Looking, PromptRows
 from models.segments import Segment, attention_over
+from protocols.paging import Paged, RowsField, rows_in, slot_of
 from protocols.schedule import Future, later
 from protocols.suite import Suite, Value
 
@@ -53,8 +54,11 @@ SettingValue = bool | int | float | str
 class LayerState:
     """What a policy keeps of one layer between calls; nothing, where it does not derive a dataclass from this one.
 
-    A policy assigns new values to the fields and never changes a value in place, so a copy of a cache may share them.
-    """
+    A policy assigns new values to the fields and never changes a value in place: copies of a cache may share them."""
+
+    def parts(self) -> tuple[LayerState, ...]:
+        """Return it, and the states within it."""
+        return (self,)
 
 
 State = TypeVar("State", bound=LayerState)
@@ -124,18 +128,18 @@ class LayerCache:
     learned: Learned
     window: int | None = None
     state: LayerState = field(default_factory=LayerState)
-    k: Value | None = None
-    v: Value | None = None
+    k: RowsField[Value | None] = RowsField(None)  # noqa: RUF009
+    v: RowsField[Value | None] = RowsField(None)  # noqa: RUF009
     seen: Seen = field(default_factory=Seen)
     prompt_queries: Tensor | None = None
     queries: Value | None = None
-    held: tuple[Segment, ...] = ()
+    held: RowsField[tuple[Segment, ...]] = RowsField(())  # noqa: RUF009
     rotary: Rotary | None = None
 
     @property
     def length(self) -> int:
-        """Return S, the number of cached tokens in k and v; public."""
-        return 0 if self.k is None else self.k.shape[1]
+        """Return S, how many tokens k and v cache; public."""
+        return rows_in(self.__dict__[slot_of("k")])
 
     @property
     def segments(self) -> list[Segment]:
@@ -149,19 +153,20 @@ class LayerCache:
         return self.k, self.v
 
     def state_of(self, kind: type[State]) -> State:
-        """Return the policy's state, which is of this kind."""
-        if not isinstance(self.state, kind):
-            raise RuntimeError(f"the cache was made for another policy: it holds {type(self.state).__name__}")
-        return self.state
+        """Return the policy's state, or the one within it, which is of this kind."""
+        for one in self.state.parts():
+            if isinstance(one, kind):
+                return one
+        raise RuntimeError(f"the cache was made for another policy: it holds {type(self.state).__name__}")
 
 
-class KVCache:
+class KVCache(Paged):
     """All layers' caches of one session. seen: tokens processed so far, cached or not; behind: those of a registered prefix,
-    or of chunks, whose prompt has `places`; group: R; prompt_tokens: of a prompt that comes in several batches, 0 otherwise;
-    append_only: whether a token's step only appends rows; drafted: rows of a step of drafted tokens that are cached while
-    it is not known how many of them stay (`seen` is the number before the step), 0 otherwise. All public. weights: the
-    session's, where policies have learned of the model. looking: at batches of a prompt. dropped: choices of an expert that
-    found no place in the prompt, secret [1], None where none could be missed. prompt: what an encoder read of it."""
+    or of chunks, whose prompt has `places`; group: R; prompt_tokens: of a prompt that comes in several batches, else 0;
+    append_only: whether a token's step only appends rows; drafted: rows of a step of drafted tokens while it is not known
+    how many stay (`seen` is the number before the step), else 0. All public. weights: the session's, where policies have
+    learned of the model. looking: at batches of a prompt. dropped: choices of an expert that found no place in the prompt,
+    secret [1], None where none could be missed. prompt: what an encoder read of it."""
 
     def __init__(self, a: Architecture, policy: CachePolicy, weights: Mapping[str, Value] | None = None) -> None:
         every = tuple(range(a.layers))
@@ -191,8 +196,7 @@ class KVCache:
     def drop_last(self, suite: Suite, layer: int, tokens: int) -> None:
         """Take back the last tokens that were appended to a layer; local."""
         entry = self.layers[layer]
-        k, v = entry.keys_and_values()
-        count = entry.length - tokens
+        (k, v), count = entry.keys_and_values(), entry.length - tokens
         entry.k, entry.v = suite.keep_first(k, count, 1), suite.keep_first(v, count, 1)
 
     async def run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -208,8 +212,7 @@ class KVCache:
         """Drop what has left the layer's sliding window for every token to come and for the last one."""
         entry = self.layers[layer]
         if entry.window is not None and entry.length > entry.window:
-            k, v = entry.keys_and_values()
-            entry.k, entry.v = k[:, -entry.window :], v[:, -entry.window :]
+            entry.k, entry.v = (x[:, -entry.window :] for x in entry.keys_and_values())
 
     def row(self, number: int, layer: int) -> Self:
         """Return the cache as a drafted token sees it, with this layer up to itself: `seen`, `length` and the policy's state
@@ -228,15 +231,16 @@ class KVCache:
         """Drop all but the first `rows` drafted ones, at every layer; the others' places are free again. Local."""
         self._rows = []
         for entry in (one for one in self.layers if one.length):  # an encoder's layers hold nothing
-            k, v = entry.keys_and_values()
-            stay = entry.length - self.drafted + rows
+            (k, v), stay = entry.keys_and_values(), entry.length - self.drafted + rows
             entry.k, entry.v = suite.keep_first(k, stay, 1), suite.keep_first(v, stay, 1)
         self.seen += rows
 
     def copied(self) -> Self:
         """Return a cache that may grow without this one changing, between two tokens; values are shared."""
         out = copy.copy(self)
-        out.layers = [replace(entry, state=copy.copy(entry.state)) for entry in self.layers]
+        out.layers = [copy.copy(entry) for entry in self.layers]  # rows that are elsewhere stay there
+        for one in out.layers:
+            one.state = copy.copy(one.state)
         out._started, out._rows = [], []
         return out
 
@@ -268,8 +272,7 @@ class CachePolicy(ABC):
         return False
 
     def verifies(self, rows: int) -> bool:
-        """Whether drafted tokens can be verified: so many rows in one step, each with its own attention, some of which are
-        dropped again."""
+        """Whether drafted tokens can be verified: so many rows in one step, of which some are dropped again."""
         return False
 
     @property
@@ -324,8 +327,8 @@ class CachePolicy(ABC):
         return [tokens]
 
     def looking_ahead(self, batch: Batch) -> int:
-        """Return how many of the prompt's last tokens are processed behind a batch before their own, too, for what their
-        queries say of it, not cached; 0 for the last one. Or all `probes`, by default behind the last one. Public."""
+        """Return how many of the prompt's last tokens are processed behind a batch before their own, too, for their queries,
+        not cached; 0 for the last one. Or all `probes`, by default behind the last one. Public."""
         return self.probes if batch.last else 0
 
     def observed_in(self, batch: Batch, layer: int) -> Observation:
@@ -336,12 +339,10 @@ class CachePolicy(ABC):
         return replace(asked, queries=batch.observed(asked.queries), late=batch.observed(asked.late))
 
     async def after_batch(self, suite: Suite, cache: KVCache, layer: int, batch: Batch, seen: Seen) -> None:
-        """Do the work after a batch of the prompt, whose keys and values are cached; may shrink the layer's cache. What only
-        the next batch needs may be started with `KVCache.run_in_background`. seen: as observed_in(batch) asks; what batches
-        tell is added up; local."""
+        """Do the work after a batch of the prompt, which is cached; may shrink the layer's cache. What only the next batch
+        needs may be run in the background. seen: as observed_in(batch) asks; what batches tell is added up; local."""
         entry = cache.layers[layer]
-        before, entry.seen = entry.seen, Seen()
-        seen = seen.after(suite, before)
+        seen, entry.seen = seen.after(suite, entry.seen), Seen()
         if batch.last:  # what is left is for the answer's tokens, so its rounds are beside those of the layers behind
             await cache.run_in_background(in_order(self.prompt_stages(suite, cache, layer, seen)))
         else:
@@ -356,8 +357,7 @@ class CachePolicy(ABC):
         return 0
 
     def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
-        """Return the work after a prompt in steps that can be measured one by one, to be run in order; local work may be
-        done at once. seen: as observation(T) asks, of no more than T queries."""
+        """Return the work after a prompt in steps that can be measured one by one. seen: as observation(T) asks."""
         return []
 
     @final

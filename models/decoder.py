@@ -68,6 +68,9 @@ class Decoder:
         """Return a cache for a session: empty, or with the registered prefix of so many tokens whose rows are among the
         weights (`models.prefix_rows`)."""
         cache = KVCache(self.architecture, self.policy, self._weights)
+        cache.pager = self.suite.pager
+        if cache.pager is not None:
+            cache.pager.begin(cache.layers)
         if behind:
             begin_behind(self.suite, cache, self._weights, behind)
         return cache
@@ -212,6 +215,7 @@ class Decoder:
         """Run a layer on the residual stream: h [T, D] -> its last `rows.wanted` rows, [n, D]."""
         suite, a = self.suite, self.architecture
         suite.at(layer)
+        cache.enter(layer)
         if a.parallel:
             return await self._beside(h, cache, layer, rows)
         crossed = a.encoder is not None and not a.reads(layer)

@@ -1,15 +1,16 @@
-"""One pass of an encoder over a text: the program that compute parties, dealer and the plain reference all run.
+"""Passes of an encoder over texts: the program that compute parties, dealer and the plain reference all run.
 
-What leaves the program goes to the client alone, as output shares of step 0. What is public: the padded length and which
-output is wanted (`EncodingPlan`). Texts are padded to few lengths (`padded_length`), so parties learn a text's length to
-within a bucket. Of a mean the parties make the sum of the rows that the client marks, with shares of 1 at its n tokens; the
-client divides by n: no party divides by a secret.
+What leaves the program goes to the client alone, as output shares, one step a batch. What is public: how many texts there
+are, the padded length of each, and which output is wanted (`EncodingPlan`). Texts are padded to few lengths
+(`padded_length`), so parties learn a text's length to within a bucket. Of a mean the parties make the sum of the rows that
+the client marks, with shares of 1 at its n tokens; the client divides by n: no party divides by a secret.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, groupby, pairwise
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from models.architectures import AnyArchitecture, encoder_of
 from models.checkpoint import Checkpoint
-from models.encoder import ROWS, Encoder, Probe, Text
+from models.encoder import ROWS, Batch, Encoder, Probe
 from models.encoder_architecture import EncoderArchitecture
 from models.generation import Endpoint, token_indices
 from models.loaded import load_weights
@@ -27,15 +28,24 @@ from protocols.plain.suite import PlainSuite
 from protocols.suite import Suite, Value
 
 SMALLEST = 16
+BATCH_TOKENS = 512
+"""Most tokens of a batch of several texts, padding included: what a party holds at once grows with them, and from some
+hundred tokens on the bytes of a batch take longer than its rounds."""
+MOST_TEXTS = 2048
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class EncodingPlan:
-    """What is public about an encoding. prompt_tokens: of the padded text. output: what the client learns. Raises
-    `ConfigurationError` naming the argument and its value."""
+    """What is public about an encoding. texts: the padded length of each text, in order: neighbours of one length are read
+    together, in batches of at most `BATCH_TOKENS` tokens. output: what the client learns of each. Raises
+    `ConfigurationError` naming the argument and its value.
 
-    prompt_tokens: int
+    >>> EncodingPlan((16, 16, 32), "mean").batches
+    ((2, 16), (1, 32))
+    """
+
+    texts: tuple[int, ...]
     output: Output
 
     new_tokens: ClassVar[int] = 1
@@ -46,9 +56,11 @@ class EncodingPlan:
     chunks: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        tokens = self.prompt_tokens
-        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-            raise ConfigurationError(f"prompt_tokens must be a positive integer, got {tokens!r}")
+        if not 1 <= len(self.texts) <= MOST_TEXTS:
+            raise ConfigurationError(f"texts: a session reads 1 to {MOST_TEXTS} of them, got {len(self.texts)}")
+        for tokens in self.texts:
+            if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+                raise ConfigurationError(f"texts: a length must be a positive integer, got {tokens!r}")
 
     @property
     def decoding(self) -> Output:
@@ -56,17 +68,31 @@ class EncodingPlan:
         return self.output
 
     @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all texts, padding included."""
+        return sum(self.texts)
+
+    @property
     def prompt_shape(self) -> tuple[int, int]:
-        """Shape of what the client shares of its text."""
+        """Shape of what the client shares of its texts."""
         return len(ROWS), self.prompt_tokens
+
+    @property
+    def batches(self) -> tuple[tuple[int, int], ...]:
+        """Return how many texts each batch has, and of which padded length."""
+        found = []
+        for length, same in groupby(self.texts):
+            count, most = len(list(same)), max(1, BATCH_TOKENS // length)
+            found += [(min(most, count - first), length) for first in range(0, count, most)]
+        return tuple(found)
 
     def check(self, described: AnyArchitecture) -> None:
         """Raise `ConfigurationError` unless the model is an encoder, has the positions and the output."""
         architecture = encoder_of(described, f"output '{self.output}'")
         architecture.check_output(self.output)
-        if self.prompt_tokens > architecture.positions:
+        if max(self.texts) > architecture.positions:
             raise ConfigurationError(
-                f"a text of {self.prompt_tokens} tokens, padding included, does not fit the model's "
+                f"a text of {max(self.texts)} tokens, padding included, does not fit the model's "
                 f"{architecture.positions} positions; shorten it"
             )
 
@@ -98,23 +124,22 @@ class EncoderInput:
     types: Sequence[int] = ()
     place: int | None = None
 
-    def rows(self, architecture: EncoderArchitecture, plan: EncodingPlan) -> Tensor:
-        """Return what the client shares, int64 [4, T] (`models.encoder.ROWS`). Raises `ConfigurationError` naming what does
-        not fit, not its (secret) value."""
-        plan.check(architecture)
-        count, padding = len(self.ids), plan.prompt_tokens - len(self.ids)
+    def rows(self, architecture: EncoderArchitecture, length: int, output: Output) -> Tensor:
+        """Return what the client shares of a text that is padded to `length` tokens, int64 [4, T] (`models.encoder.ROWS`).
+        Raises `ConfigurationError` naming what does not fit, not its (secret) value."""
+        count, padding = len(self.ids), length - len(self.ids)
         if padding < 0:
-            raise ConfigurationError(f"the text has {count} tokens, the plan has room for {plan.prompt_tokens}")
+            raise ConfigurationError(f"the text has {count} tokens, the plan has room for {length}")
         ids = token_indices([*self.ids, *([architecture.pad] * padding)], architecture.vocabulary)
         types = list(self.types) or [0] * count
         if len(types) != count or not all(0 <= kind < architecture.types for kind in types):
             raise ConfigurationError(f"types: one of 0 to {architecture.types - 1} is needed for each of the {count} tokens")
-        mask = torch.zeros(plan.prompt_tokens, dtype=torch.int64)
+        mask = torch.zeros(length, dtype=torch.int64)
         mask[:count] = 1
-        return torch.stack([ids, mask, torch.tensor([*types, *([0] * padding)]), self._places(plan, mask)])
+        return torch.stack([ids, mask, torch.tensor([*types, *([0] * padding)]), self._places(output, mask)])
 
-    def _places(self, plan: EncodingPlan, mask: Tensor) -> Tensor:
-        if plan.output != "words":
+    def _places(self, output: Output, mask: Tensor) -> Tensor:
+        if output != "words":
             return mask
         if self.place is None or not 0 <= self.place < len(self.ids):
             raise ConfigurationError(f"place: output 'words' needs one of the text's {len(self.ids)} places")
@@ -127,34 +152,62 @@ class EncoderInput:
         return opened[: len(self.ids)] if output in ("hidden", "labels") else opened
 
 
+def shared_rows(architecture: EncoderArchitecture, plan: EncodingPlan, texts: Sequence[EncoderInput]) -> Tensor:
+    """Return what a client shares of its texts, int64 `plan.prompt_shape`. Raises `ConfigurationError` as
+    `EncoderInput.rows` does."""
+    plan.check(architecture)
+    if len(texts) != len(plan.texts):
+        raise ConfigurationError(f"{len(texts)} texts were given, the plan has {len(plan.texts)}")
+    rows = [text.rows(architecture, length, plan.output) for text, length in zip(texts, plan.texts, strict=True)]
+    return torch.cat(rows, 1)
+
+
+def results(opened: Sequence[Tensor], plan: EncodingPlan, texts: Sequence[EncoderInput]) -> list[Tensor]:
+    """Return the output of each text, of those of all batches."""
+    each = [rows for (count, _), found in zip(plan.batches, opened, strict=True) for rows in found.chunk(count)]
+    return [text.result(rows, plan.output) for text, rows in zip(texts, each, strict=True)]
+
+
 async def encode(suite: Suite, encoder: Encoder, plan: EncodingPlan, share: Tensor | None, endpoint: Endpoint) -> int:
-    """Run the plan; returns the number of outputs, 1.
+    """Run the plan; returns the number of outputs, one a batch.
 
     share: this party's share of the client's rows, int64 `plan.prompt_shape`; None at the dealer. Ledger stage "prefill".
     """
     plan.check(encoder.architecture)
+    sizes = plan.batches
 
-    def progress(done: int, total: int) -> None:
-        endpoint.progress("prefill", done, total)
+    for number, given in enumerate(by_batch(plan, share)):
 
-    with suite.ledger.timed("prefill"):
-        found = await outputs(suite, encoder, plan, share, progress)
-        shown = replace(suite.output(found), flags=suite.flags())
-    endpoint.emit(0, shown)
-    return 1
+        def progress(done: int, total: int, before: int = number) -> None:
+            endpoint.progress("prefill", before * total + done, len(sizes) * total)
+
+        with suite.ledger.timed("prefill"):
+            found = await outputs(suite, encoder, sizes[number], plan.output, given, progress)
+            shown = replace(suite.output(found), flags=suite.flags())
+        if not endpoint.emit(number, shown):
+            return number + 1
+    return len(sizes)
+
+
+def by_batch(plan: EncodingPlan, share: Tensor | None) -> list[Tensor | None]:
+    """Return a role's share of what the client shared, `plan.prompt_shape`, by batch."""
+    ends = list(accumulate((count * length for count, length in plan.batches), initial=0))
+    return [None if share is None else share[:, first:end] for first, end in pairwise(ends)]
 
 
 async def outputs(
     suite: Suite,
     encoder: Encoder,
-    plan: EncodingPlan,
+    sizes: tuple[int, int],
+    output: Output,
     share: Tensor | None,
     progress: Progress = lambda done, total: None,
 ) -> Value:
-    """Return what the client is to learn, [rows, columns]; arguments as in `encode`."""
-    text = Text.shared(suite, encoder.architecture, plan.prompt_tokens, share)
-    rows = await encoder.forward(text, progress)
-    return await encoder.output(rows, text, plan.output)
+    """Return what the client is to learn of a batch, [rows, columns]. sizes: texts, and their padded length. share: of this
+    role, int64 [4, texts * length]. progress: as in `Encoder.forward`."""
+    texts = Batch.shared(suite, encoder.architecture, sizes, share)
+    rows = await encoder.forward(texts, progress)
+    return await encoder.output(rows, texts, output)
 
 
 class PlainEncoder:
@@ -171,11 +224,13 @@ class PlainEncoder:
     def output(self, text: EncoderInput, output: Output, padded: int | None = None, probe: Probe | None = None) -> Tensor:
         """Return an output of a text, [rows, columns]. padded: its length with padding, by default as sessions pad it."""
         length = padded_length(len(text.ids), self.architecture.positions) if padded is None else padded
-        plan = EncodingPlan(length, output)
-        return text.result(self.run(text.rows(self.architecture, plan), plan, probe), output)
+        plan = EncodingPlan((length,), output)
+        (found,) = self.run(shared_rows(self.architecture, plan, [text]), plan, probe)
+        return text.result(found, output)
 
     @torch.inference_mode()
-    def run(self, rows: Tensor, plan: EncodingPlan, probe: Probe | None = None) -> Tensor:
-        """Return what a plan gives for a client's rows, as it leaves the program."""
-        encoder = Encoder(self.suite, self.architecture, self.weights, probe)
-        return self.suite.output(self.suite.run(outputs(self.suite, encoder, plan, rows))).share
+    def run(self, rows: Tensor, plan: EncodingPlan, probe: Probe | None = None) -> list[Tensor]:
+        """Return what a plan gives for a client's rows, batch by batch, as it leaves the program."""
+        suite, encoder = self.suite, Encoder(self.suite, self.architecture, self.weights, probe)
+        given = zip(plan.batches, by_batch(plan, rows), strict=True)
+        return [suite.output(suite.run(outputs(suite, encoder, sizes, plan.output, part))).share for sizes, part in given]

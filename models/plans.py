@@ -22,17 +22,21 @@ assert get_args(Leaving) == (*get_args(Decoding), *get_args(Output), *get_args(R
 @dataclass(frozen=True)
 class Lengths:
     """Tokens of a session, public. prompt: of the prompt, new: the most that are generated, behind: of the registered prefix
-    that the session begins behind, 0 without one. chunks: between it and the prompt."""
+    that the session begins behind, 0 without one. chunks: between it and the prompt. texts: of an encoder's session, the
+    padded length of each where there are several; `prompt` is then their sum."""
 
     prompt: int
     new: int = 1
     behind: int = 0
     chunks: ChunkPlan | None = None
+    texts: tuple[int, ...] = ()
 
 
 def make_plan(lengths: Lengths, decoding: str, policy: str, temperature: float | None, draft: DraftPlan | None) -> AnyPlan:
     """Return the plan of public choices. Raises `ConfigurationError` for one that cannot be."""
     if decoding not in (*get_args(Output), ROWS):
+        if lengths.texts:
+            raise ConfigurationError(f"texts do not go with decoding '{decoding}': a decoder's session has one prompt")
         chosen = cast(Decoding, decoding)
         before = lengths.behind, lengths.chunks
         return GenerationPlan(lengths.prompt, lengths.new, chosen, policy, temperature, draft, *before)
@@ -50,4 +54,9 @@ def make_plan(lengths: Lengths, decoding: str, policy: str, temperature: float |
                 f"{name} = {value!r} does not go with decoding '{decoding}': {what} reads a text in one pass, without what "
                 "was cached before, and generates nothing; leave it out"
             )
-    return PrefixPlan(lengths.prompt) if decoding == ROWS else EncodingPlan(lengths.prompt, cast(Output, decoding))
+    if decoding == ROWS:
+        return PrefixPlan(lengths.prompt)
+    plan = EncodingPlan(lengths.texts or (lengths.prompt,), cast(Output, decoding))
+    if plan.prompt_tokens != lengths.prompt:
+        raise ConfigurationError(f"texts of {plan.prompt_tokens} tokens in all do not fit prompt_tokens = {lengths.prompt}")
+    return plan

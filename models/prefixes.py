@@ -110,6 +110,7 @@ async def registered(
     cache = decoder.new_cache()
     await prefill(decoder, cache, prompt, lambda done, total: progress("prefill", done, total))
     for layer, entry in enumerate(cache.layers):
+        cache.enter(layer)
         with suite.ledger.timed(f"layer {layer}/stored"):
             for part, rows in zip(PARTS, entry.keys_and_values(), strict=True):
                 share = suite.output(rows)

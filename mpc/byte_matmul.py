@@ -51,26 +51,27 @@ def _digits(x: Tensor, count: int, descending: bool) -> Tensor:
     return torch.from_numpy(out.reshape(rows, count * depth))
 
 
-def byte_matmul(a: Tensor, b: Tensor, bits: int) -> Tensor:
+def byte_matmul(a: Tensor, b: Tensor, bits: int, left_bits: int = 64) -> Tensor:
     """Return `a @ b` modulo 2^bits, canonical. a: [..., M, K], b: [..., K, N], int64 on the CPU; either may be int32 where
-    bits <= 32. Fastest where b is column-major. Exact on machines where `exact` is true."""
+    bits <= 32. Fastest where b is column-major. Exact on machines where `exact` is true. left_bits: 0 <= a < 2^left_bits,
+    public: what digits a has not is not multiplied."""
     if a.shape[-1] < 2:
         return (a.to(torch.int64) @ b.to(torch.int64)) & ((1 << bits) - 1 if bits < 64 else -1)
     batch = broadcast(a.shape[:-2], b.shape[:-2])
     out = torch.empty((*batch, a.shape[-2], b.shape[-1]), dtype=torch.int64)
     left, right = a.expand(*batch, *a.shape[-2:]), b.expand(*batch, *b.shape[-2:])
     for at in itertools.product(*(range(n) for n in batch)):
-        _one(left[at], right[at].t(), bits, out[at])
+        _one(left[at], right[at].t(), bits, out[at], min(-(-bits // 8), (left_bits + 1) // 8 + 1))
     return out
 
 
-def _one(a: Tensor, b: Tensor, bits: int, out: Tensor) -> None:
-    """Multiply a [M, K] by b [N, K] transposed into out [M, N]."""
+def _one(a: Tensor, b: Tensor, bits: int, out: Tensor, few: int) -> None:
+    """Multiply a [M, K], of `few` digits, by b [N, K] transposed into out [M, N]."""
     count = -(-bits // 8)
     depth, columns = a.shape[1], b.shape[0]
     size = -(-depth // -(-depth // _DEPTH))  # of equal pieces: torch's kernel is wrong for an inner length of 1
     pieces = [slice(start, min(start + size, depth)) for start in range(0, depth, size)]
-    left = [_digits(a[:, piece], count, True) for piece in pieces]
+    left = [_digits(a[:, piece], few, True) for piece in pieces]
     step = max(_LEAST_COLUMNS, _BLOCK // (count * size))
     for start in range(0, columns, step):
         block = b[start : start + step]
@@ -79,7 +80,10 @@ def _one(a: Tensor, b: Tensor, bits: int, out: Tensor) -> None:
             width = piece.stop - piece.start
             other = _digits(block[:, piece], count, False)
             for s in range(count):
-                part = torch._int_mm(digits[:, (count - 1 - s) * width :], other[:, : (s + 1) * width].t())
+                used = min(s + 1, few)
+                part = torch._int_mm(
+                    digits[:, (few - used) * width :], other[:, (s + 1 - used) * width : (s + 1) * width].t()
+                )
                 if s == 0 and piece.start == 0:
                     total.copy_(part)
                 else:

@@ -13,9 +13,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from mpc.bits import check_bits
 from mpc.errors import WireError
 from mpc.packing import packed_size, word_bytes
-from mpc.ring import check_bits
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _GROUP = 8  # so many elements of any number of bits end on a byte
@@ -76,14 +76,20 @@ def _rest(data: Tensor, count: int, rest: int) -> Tensor:
     return ((words[:, None] >> _steps(_GROUP, rest, data.device)) & ((1 << rest) - 1)).reshape(-1)[:count]
 
 
-def unpack_there(data: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    """Return the inverse of `pack_there`: int64 of `shape`, canonical in Z_2^bits.
-
-    Raises `WireError` when the number of bytes is not the one that the shape and ring declare."""
+def checked(data: Tensor, bits: int, shape: Sequence[int]) -> int:
+    """Return the elements of a shape. Raises `WireError` when the number of bytes is not the one that it declares."""
     check_bits(bits)
     count = math.prod(shape)
     if data.numel() != packed_size(count, bits):
         raise WireError(f"{count} elements of {bits} bits take {packed_size(count, bits)} bytes, got {data.numel()}")
+    return count
+
+
+def unpack_there(data: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
+    """Return the inverse of `pack_there`: int64 of `shape`, canonical in Z_2^bits.
+
+    Raises `WireError` when the number of bytes is not the one that the shape and ring declare."""
+    count = checked(data, bits, shape)
     out: Tensor | None = None
     for at, size in _planes(bits):
         part = _plane(data, at * count, size, count)

@@ -12,27 +12,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpc.device_packing import pack_there, unpack_there, unpack_words_there
+from mpc.device import recorded
+from mpc.device.deferred import deferred, known, settle, there
+from mpc.device_packing import checked, unpack_there, unpack_words_there
 from mpc.errors import WireError
-from mpc.packing import pack, unpack, unpack_words
+from mpc.packing import pack, unpack, unpack_words, word_bytes
 
+MOST_IN_ONE = 16  # messages that one kernel packs and joins
+NARROWEST = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 Message = bytes | bytearray | memoryview | Tensor
 """Bytes, or uint8 [bytes] on a device."""
 
 
 def packed(x: Tensor, bits: int) -> Message:
     """Return elements of Z_2^bits, bit-packed where they lie."""
-    return pack(x, bits) if x.device.type == "cpu" else pack_there(x, bits)
+    return pack(x, bits) if x.device.type == "cpu" else recorded.packed(deferred(x), bits)
 
 
 def unpacked(part: Message, bits: int, shape: Sequence[int]) -> Tensor:
     """Return the inverse of `packed`: int64 of `shape`, canonical, where the bytes lie. Raises `WireError`."""
-    return unpack_there(part, bits, shape) if isinstance(part, Tensor) else unpack(part, bits, shape)
+    if not isinstance(part, Tensor):
+        return unpack(part, bits, shape)
+    if part.device.type == "cpu":
+        return unpack_there(part, bits, shape)
+    checked(part, bits, shape)
+    return recorded.unpacked(part, bits, shape)
 
 
 def unpacked_words(part: Message, bits: int, shape: Sequence[int]) -> Tensor:
     """As `unpacked`, in the narrowest signed integers that hold `bits`: congruent modulo 2^bits, not canonical."""
-    return unpack_words_there(part, bits, shape) if isinstance(part, Tensor) else unpack_words(part, bits, shape)
+    if not isinstance(part, Tensor):
+        return unpack_words(part, bits, shape)
+    if part.device.type == "cpu":
+        return unpack_words_there(part, bits, shape)
+    return unpacked(part, bits, shape).to(NARROWEST[word_bytes(bits)])
 
 
 def on_device(parts: Sequence[Message]) -> list[Tensor]:
@@ -47,6 +60,8 @@ def on_device(parts: Sequence[Message]) -> list[Tensor]:
 def joined(parts: Sequence[Message]) -> Message:
     """Return one message of several; all lie at the host, or all on one device. Raises `WireError` for a mixture."""
     there = on_device(parts)
+    if len(there) > MOST_IN_ONE:
+        settle()
     if there:
         return torch.cat(there) if len(there) > 1 else there[0]
     return b"".join(part for part in parts if not isinstance(part, Tensor))
@@ -58,13 +73,19 @@ def size(message: Message) -> int:
 
 
 def at_host(message: Message) -> bytes:
-    """Return a message's bytes; waits for the device that made it."""
-    return message.cpu().numpy().tobytes() if isinstance(message, Tensor) else bytes(message)
+    """Return a message's bytes; waits for the device that made it. From now on the host knows what the message says."""
+    if not isinstance(message, Tensor):
+        return bytes(message)
+    found: Tensor = there(message).cpu()
+    known(message, lambda: found)
+    return found.numpy().tobytes()
 
 
-def delivered(messages: Sequence[bytes], device: torch.device) -> list[Message]:
+def delivered(messages: Sequence[bytes | bytearray | memoryview], device: torch.device) -> list[Message]:
     """Return what has arrived where it is computed with, in one copy."""
     if device.type == "cpu":
         return [memoryview(message) for message in messages]
-    whole = torch.from_numpy(np.frombuffer(bytearray().join(messages), np.uint8)).to(device)
-    return list(torch.split(whole, [len(message) for message in messages]))
+    host = torch.from_numpy(np.frombuffer(bytearray().join(messages), np.uint8))
+    sizes = [len(message) for message in messages]
+    pairs = zip(torch.split(host.to(device), sizes), torch.split(host, sizes), strict=True)
+    return [known(deferred(there), lambda at=at: at) for there, at in pairs]  # type: ignore[misc]

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpc.bits import check_bits
 from mpc.errors import WireError
 from mpc.ledger import current
-from mpc.ring import check_bits
 from mpc.timeline import timed
 
 _WORDS = {8: "u1", 16: "<u2", 32: "<u4"}

@@ -17,9 +17,12 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
+from mpc.bits import check_bits
+from mpc.device.deferred import known
+from mpc.device.recorded import unpacked
 from mpc.ledger import current
 from mpc.packing import word_bytes
-from mpc.ring import check_bits, reduce
+from mpc.ring import reduce
 from mpc.timeline import timed
 
 SEED_BYTES = 32
@@ -67,9 +70,9 @@ class _Ahead:
         """Return the next bytes at the host, writable."""
         return self._take(count)[0].copy()
 
-    def there(self, count: int) -> Tensor:
-        """Return the next bytes on the device, in memory of their own, which is aligned."""
-        return self._take(count)[1].clone()
+    def both(self, count: int) -> tuple[np.ndarray, Tensor]:
+        """Return the next bytes at the host, to be read only, and on the device, wherever they start."""
+        return self._take(count)
 
 
 class Prg:
@@ -97,11 +100,11 @@ class Prg:
         """Return the next `count` bytes as writable uint8 [count]."""
         return self._fresh(count) if self._ahead is None else self._ahead.at_host(count)
 
-    def _expand_on(self, count: int, device: torch.device) -> Tensor:
-        """Return the next `count` bytes on a device, uint8 [count]."""
+    def _expand_on(self, count: int, device: torch.device) -> tuple[np.ndarray, Tensor]:
+        """Return the next `count` bytes at the host and on a device, uint8 [count]."""
         if self._ahead is None:
             self._ahead = _Ahead(self._fresh, device)
-        return self._ahead.there(count)
+        return self._ahead.both(count)
 
     @timed("expand", current)
     def _fresh(self, count: int) -> np.ndarray:
@@ -121,9 +124,14 @@ class Prg:
         width = word_bytes(bits)
         count = math.prod(shape) * width
         if (device if isinstance(device, str) else device.type) != "cpu":
-            return self._expand_on(count, torch.device(device)).view(_INTEGERS[width]).reshape(tuple(shape))
-        raw = self._expand(count).view(f"<i{width}")
-        return torch.from_numpy(raw.astype(f"i{width}", copy=False)).reshape(tuple(shape))
+            host, there = self._expand_on(count, torch.device(device))
+            made = known(unpacked(there, 8 * width, shape), lambda: self._read(host, width, shape).to(torch.int64))
+            return made.to(_INTEGERS[width])
+        return self._read(self._expand(count), width, shape)
+
+    @staticmethod
+    def _read(raw: np.ndarray, width: int, shape: Sequence[int]) -> Tensor:
+        return torch.from_numpy(raw.view(f"<i{width}").astype(f"i{width}", copy=False)).reshape(tuple(shape))
 
     def ring(self, shape: Sequence[int], bits: int = 64, device: torch.device | str = "cpu") -> Tensor:
         """Return the next uniform elements of Z_2^bits, int64, of `shape`.

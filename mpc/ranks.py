@@ -30,6 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mpc import ring
+from mpc.device.deferred import there
 from mpc.errors import EnvironmentProblem, ManifestMismatch
 
 FOR_EVER = timedelta(days=365)
@@ -123,7 +124,7 @@ class _Line:
 
     def send(self, tensor: Tensor) -> None:
         """Send a tensor, and wait until it is on its way."""
-        self._do("to", lambda: dist.isend(tensor.contiguous(), self.rank))
+        self._do("to", lambda: dist.isend(there(tensor).contiguous(), self.rank))
 
     def receive(self, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor:
         """Return the next tensor."""

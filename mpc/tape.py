@@ -23,14 +23,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mpc import ring
 from mpc.errors import TapeError
 from mpc.ledger import Ledger, current
-from mpc.messages import Message, at_host, packed, unpacked, unpacked_words
+from mpc.messages import Message, delivered, packed, unpacked, unpacked_words
+from mpc.outbox import Outbox
 from mpc.packing import packed_size
 from mpc.random import MOST_AHEAD, Prg, canonical
 from mpc.shape_tensor import shape_tensor
@@ -139,7 +139,8 @@ class DealerTape(Tape):
     ) -> None:
         super().__init__(ledger, device)
         self._prgs = [Prg(seed) for seed in seeds]
-        self._emit = emit
+        self._emit = Outbox(emit)
+        self.flush = self._emit.flush  # at the end, and before the dealer waits for anybody
 
     @property
     def dealing(self) -> bool:
@@ -191,7 +192,7 @@ class DealerTape(Tape):
     def _correct(self, whole: Tensor, others: Tensor, bits: int, kind: str) -> Tensor:
         """Send the last party its share, what the others' leave of the value; return it, congruent modulo 2^bits."""
         correction = whole ^ others if kind == "xor" else whole - others
-        self._emit(len(self._prgs) - 1, at_host(packed(correction, bits)))
+        self._emit(len(self._prgs) - 1, packed(correction, bits))
         return correction
 
     def dependent_shares(
@@ -209,7 +210,7 @@ class DealerTape(Tape):
         size = packed_size(math.prod(shape), bits)
         self._header(describe(op, "sum", bits, shape, True), size)
         others = [ring.reduce(prg.ring(shape, bits, self.device), bits) for prg in self._prgs[:-1]]
-        self._emit(len(self._prgs) - 1, at_host(packed(ring.reduce(last(others), bits), bits)))
+        self._emit(len(self._prgs) - 1, packed(ring.reduce(last(others), bits), bits))
         self.ledger.offline(size)
         return shape_tensor(shape)
 
@@ -221,11 +222,11 @@ class DealerTape(Tape):
         whole = ring.reduce(value(), bits)
         if tuple(whole.shape) != tuple(shape):
             raise TapeError(f"{op}: the dealer computed shape {list(whole.shape)}, declared {list(shape)}")
-        payload = at_host(packed(whole, bits))
-        self._header(describe(op, "common", bits, shape, True), len(payload), everyone=True)
+        payload, size = packed(whole, bits), packed_size(math.prod(shape), bits)
+        self._header(describe(op, "common", bits, shape, True), size, everyone=True)
         for party in range(len(self._prgs)):
             self._emit(party, payload)
-        self.ledger.offline(len(payload))
+        self.ledger.offline(size)
         return whole
 
 
@@ -323,7 +324,7 @@ class Chunks:
     def __init__(self, stream: Iterator[Bytes]) -> None:
         self._stream = stream
         self._chunk = self._rest = memoryview(b"")
-        self._there: Tensor | None = None
+        self._there: Message | None = None
 
     def __call__(self, count: int) -> Bytes:
         if len(self._rest) >= count:
@@ -344,12 +345,12 @@ class Chunks:
             self._chunk = self._rest = memoryview(piece)
             self._there = None
 
-    def on(self, count: int, device: torch.device) -> Tensor:
+    def on(self, count: int, device: torch.device) -> Message:
         """Return the next bytes on a device, uint8 [count]."""
         if count > len(self._rest) or len(self._chunk) > MOST_AHEAD:
-            return torch.from_numpy(np.frombuffer(bytearray(self(count)), np.uint8)).to(device)
+            return delivered([self(count)], device)[0]
         if self._there is None:
-            self._there = torch.from_numpy(np.frombuffer(bytearray(self._chunk), np.uint8)).to(device)
+            self._there = delivered([self._chunk], device)[0]
         start = len(self._chunk) - len(self._rest)
         self(count)
         return self._there[start : start + count]

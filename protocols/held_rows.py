@@ -15,6 +15,7 @@ from torch import Tensor
 from mpc.ledger import operation
 from protocols.observed import Observed
 from protocols.operations import Operations
+from protocols.paging import Pager
 from protocols.value import Part, Value
 
 Factor = Literal["keys", "values"]
@@ -33,9 +34,11 @@ def two_to(count: int) -> int:
 
 
 class HeldRows(Operations):
-    """Attention over parts, and rows that are moved and held for it. fraction_bits: of activations."""
+    """Attention over parts, and rows that are moved and held for it. fraction_bits: of activations. pager: keeps the rows of
+    the session's cache, at a party that has more of them than memory for them (`protocols.paging`)."""
 
     fraction_bits: int
+    pager: Pager | None = None
 
     @abstractmethod
     async def attention_scores(self, q: Value, k: Value) -> Value:

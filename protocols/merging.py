@@ -22,9 +22,14 @@ LEAST_NORM = 2.0**-7
 class Merging(Operations):
     """Operations on rows of which some become one. n: rows; k: how many are left, public."""
 
-    async def select(self, bit: Value, x: Value) -> Value:
-        """Return x where a secret bit (0 fraction bits) is 1, else 0, broadcasting; bound and fraction bits are x's."""
+    async def select(self, bit: Value, x: Value, room: int = 0) -> Value:
+        """Return x where a secret bit (0 fraction bits) is 1, else 0, broadcasting; bound and fraction bits are x's. room:
+        bits that sums of a few such values may need beyond it."""
         return await self.mul(bit, x)
+
+    async def weighted(self, weights: Value, rows: Value, room: int) -> Value:
+        """Return weights [.., n, 1] times rows [.., n, width], as `mul`. room: bits that sums of them need beyond one."""
+        return await self.mul(weights, rows)
 
     async def copy_scan(self, marks: Value, values: Value, reverse: bool = False) -> Value:
         """Return at each place the value at the last marked place up to it (`reverse`: the next one from it on), 0 where
@@ -62,10 +67,20 @@ class Merging(Operations):
             inverse = await self.rsqrt_moment(x.reshape(*x.shape, 1), Norm("rms", least * least * 2.0**-16))
             return inverse.reshape(*x.shape)
 
+    async def exp_negative(self, x: Value, most: float) -> Value:
+        """Return e^-x for 0 <= x <= most, public; within 2^-11.
+
+        Of the softmax (p, q) of (-x, 0) it is p / q, q being at least a half.
+        """
+        with operation("exponential"):
+            below = (-x).reshape(*x.shape, 1)
+            sides = await self.softmax(self.concat([below, below * 0], -1))
+            return await self.mul(sides[..., 0], await self.reciprocal(sides[..., 1], 0.375, 1.0))
+
     async def averaged(self, sums: Value, weights: Value, like: Value, limits: tuple[float, float]) -> Value:
         """Return sums [..., width] / weights [..., 1], an average of rows as `like`, whose bound it keeps.
 
-        limits: public, least <= weight <= most.
+        limits: public, least <= weight <= most; infinite: as far as the suite knows.
         """
         with operation("merging"):
             return await self.mul(sums, await self.reciprocal(weights, *limits))

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from protocols.row_tensors import RowTensors
+
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
 
 
@@ -24,6 +26,10 @@ class Value(ABC):
     def element_bytes(self) -> int:
         """Return what an element takes in a party's memory: of a share."""
         return 8
+
+    def row_tensors(self) -> RowTensors | None:
+        """Return a cached value's rows as tensors, None where the value is more than its rows; local."""
+        return None
 
     @property
     @abstractmethod

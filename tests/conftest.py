@@ -1,4 +1,4 @@
-"""The option `--device`: where all that runs in the tests' own process computes; the fixture `device`; and threads.
+"""The option `--device`: where all that runs in the tests' own process computes; the fixture `device`; processes; threads.
 
 Each of several workers computes with its share of the cores. With all of them in each, threads that wait for one another
 while others run cost several times what they save: 34 s in place of 4 for a test of 600 tokens on 2 cores.
@@ -7,12 +7,19 @@ while others run cost several times what they save: 34 s in place of 4 for a tes
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from launch.local import processes
+from tests import forked
 from tests.devices import NAMES, STAND_IN, computing_on
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the host; asked for before Triton is imported
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,6 +40,14 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _everywhere(request: pytest.FixtureRequest) -> Iterator[None]:
     with computing_on(request.config.getoption("--device")):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked() -> Iterator[None]:
+    """Let the launcher fork its processes from one that has imported everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "subprocess", SimpleNamespace(Popen=forked.started, PIPE=subprocess.PIPE))
         yield
 
 

@@ -108,7 +108,9 @@ def run_in_process(
 
     def dealer_thread() -> None:
         try:
-            dealt.append(dealer_main(dealer_tape(seeds, lambda i, piece: streams[i].put(piece), None, places[parties])))
+            tape = dealer_tape(seeds, lambda i, piece: streams[i].put(piece), None, places[parties])
+            dealt.append(dealer_main(tape))
+            tape.flush()
         except BaseException as error:
             errors.append(error)
         finally:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from launch.measure.fidelity import Measurement, ProbeError
+from launch.measure.fidelity import STEPS, Measurement, ProbeError
 from models.calibration.choice import Excess
 from protocols.bounds import RANGE_KINDS, RANGES
 
@@ -95,6 +95,42 @@ def judge(
         tuple(problems),
         f"{token}, logits within {effect.largest:.2g} ({effect.relative:.1g} of the largest), every layer within "
         f"{worst:.1g} of its row",
+    )
+
+
+def judge_output(
+    reference: Measurement,
+    measured: Measurement,
+    rows: list[ProbeError],
+    excesses: list[Excess],
+    asked: tuple[float, str, tuple[float, float] | None],
+) -> Verdict:
+    """The same for an encoder. asked: tolerance, of a row's error against its norm and of the output against its largest
+    number; the output's name; and (largest difference of plaintext's output from transformers', what is accepted)."""
+    tolerance, kind, hugging_face = asked
+    problems = [excess.text for excess in excesses]
+    problems += flagged(measured, reference)
+    if hugging_face is not None and not hugging_face[0] <= hugging_face[1]:
+        problems.append(
+            f"plaintext differs from Hugging Face's {kind} by {hugging_face[0]:.3g}: the checkpoint is read wrongly"
+        )
+    first = next((row for row in rows if not row.relative <= tolerance), None)
+    if first is not None:
+        problems.append(f"{first.point} is {first.relative:.2g} of a row's norm off, more than {tolerance:g}")
+    wanted, found = reference.points[STEPS[0], kind], measured.points[STEPS[0], kind]
+    error = (found - wanted).abs().max().item()
+    chosen = ""
+    if kind in ("classes", "labels", "words") and wanted.shape[-1] > 1:
+        best = wanted.topk(2, -1).values
+        clear = best[:, 0] - best[:, 1] > 2 * error
+        different = found.argmax(-1) != wanted.argmax(-1)
+        if bool((different & clear).any()):
+            problems.append(f"{int((different & clear).sum())} of the {kind} are others than in plaintext")
+        ties = int((different & ~clear).sum())
+        chosen = f", the likeliest of each row plaintext's{f' but for {ties} within the error' if ties else ''}"
+    worst = max(row.relative for row in rows)
+    return Verdict(
+        tuple(problems), f"{kind} within {error:.2g} of plaintext's{chosen}, every layer within {worst:.1g} of its row"
     )
 
 

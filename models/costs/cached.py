@@ -37,5 +37,25 @@ def cache_bytes(architecture: AnyArchitecture, prompt: int, new: int) -> int:
 
 def held_bytes(cache: KVCache) -> int:
     """Return the bytes of all rows that a session's cache holds at a party, as its codecs hold them."""
-    held = (x for entry in cache.layers if entry.length for segment in entry.segments for x in segment.rows)
-    return sum(x.element_bytes * x.shape.numel() for x in held)
+    return sum(held_by_layer(cache))
+
+
+def held_by_layer(cache: KVCache) -> list[int]:
+    """Return `held_bytes` of each layer."""
+    layers = [[x for segment in entry.segments for x in segment.rows] if entry.length else [] for entry in cache.layers]
+    return [sum(x.element_bytes * x.shape.numel() for x in rows) for rows in layers]
+
+
+def kept_bytes(architecture: AnyArchitecture, prompt: int, new: int, kept: int | None) -> int:
+    """Return the bytes that a session's cache takes at most. kept: what the policy keeps of the prompt, in bytes, None for
+    all of it. All new tokens count, and one layer whose prompt the policy has not worked on yet.
+
+    >>> from models.shapes import SHAPES
+    >>> kept_bytes(SHAPES["gpt2"], prompt=1000, new=25, kept=10**8)
+    131653888
+    """
+    whole = cache_bytes(architecture, prompt, new)
+    if kept is None or not isinstance(architecture, Architecture):
+        return whole
+    layers = architecture.layers - architecture.encoder_layers
+    return min(whole, kept + cache_bytes(architecture, 1, new - 1) + -(-cache_bytes(architecture, prompt, 1) // layers))

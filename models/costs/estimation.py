@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from models.costs.cached import CacheBytes, cache_bytes
 from models.costs.expert_ways import with_way
 from models.costs.program import CHOICE
 from models.costs.tracing import Costs, Setting, trace_load, trace_prefix_load, trace_session, trace_step
+from models.encoding import EncodingPlan
 from models.learned import with_learned
 from models.policies import parse
 from mpc import ring
@@ -87,12 +89,13 @@ def middle_layer(architecture: AnyArchitecture, repeats: list[int]) -> int:
 @dataclass(frozen=True)
 class Step:
     """One step's costs. layer: of the layer in the middle; largest: elements of the largest tape entry; cached: as in
-    `Trace`."""
+    `Trace`; kept: bytes of all layers' rows behind it, where it was traced alone."""
 
     costs: Costs
     layer: Costs
     largest: float
     cached: CacheBytes | None = None
+    kept: int | None = None
 
 
 class Tracer:
@@ -133,15 +136,25 @@ class Tracer:
             )
 
     def _whole(self, cached: int, tokens: int, drafted: bool = False) -> Step:
+        """Trace a step; an encoder's session batch by batch, each size once."""
+        sizes = Counter(EncodingPlan(self.setting.texts, "mean").batches if self.setting.texts else ((1, tokens),))
+        found = [(self._batch(cached, length, drafted, count), times) for (count, length), times in sizes.items()]
+        costs, layer = Costs(), Costs()
+        for step, times in found:
+            costs, layer = costs.plus(step.costs, times), layer.plus(step.layer, times)
+        return Step(costs, layer, max(step.largest for step, _ in found))
+
+    def _batch(self, cached: int, tokens: int, drafted: bool, texts: int) -> Step:
         architecture, setting = self.architecture, self.setting
         reduced, repeats = architecture, [1] * architecture.layers
         if not self.all_layers:
             reduced, setting, repeats = alike(architecture, setting)
-        found = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, drafted=drafted, read=self.read)
+        found = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, drafted=drafted, read=self.read, texts=texts)
         middle = middle_layer(reduced, repeats)
         flags = suite_class(setting.suite).flag_bytes * (architecture.layers - reduced.layers)
         costs = found.costs(repeats).plus({(CHOICE, NO_OPERATION, "offline_bytes"): flags} if flags else {})
-        return Step(costs, found.layer(middle), max(found.largest.values()))
+        kept = sum(size * count for size, count in zip(found.held, repeats, strict=True)) if found.held else None
+        return Step(costs, found.layer(middle), max(found.largest.values()), kept=kept)
 
     def tokens(self, first: int, last: int) -> Costs:
         """Sum over decoded tokens with first to last tokens cached before them."""

@@ -31,7 +31,8 @@ class PredictionTooLong(Exception):
 @dataclass(frozen=True)
 class Prediction:
     """Bytes: what the dealer deals and what a party sends to each of its peers; for the whole prompt, and for the most
-    expensive new token. prompt, new: tokens."""
+    expensive new token. prompt, new: tokens. kept: what the policy keeps of the prompt in a party's memory; None where
+    nothing is cached."""
 
     prompt: int
     new: int
@@ -39,6 +40,7 @@ class Prediction:
     prompt_sent: int
     token_dealt: int
     token_sent: int
+    kept: int | None = None
 
     @property
     def dealt(self) -> int:
@@ -99,6 +101,7 @@ class Predictor:
             round(first.costs.total("bytes_sent")),
             most("offline_bytes"),
             most("bytes_sent"),
+            first.kept,
         )
 
     def known(self, prompt: int, new: int) -> bool:

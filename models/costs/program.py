@@ -19,11 +19,11 @@ from models.chunks import ChunkPlan, load_chunks
 from models.decoder import Decoder
 from models.description import Description
 from models.encoder import Encoder
-from models.encoding import EncodingPlan, outputs
+from models.encoding import outputs
 from models.generation import choice
 from models.loaded import load_weights
 from models.observation import Observation, Seen
-from models.outputs import Decoding
+from models.outputs import Decoding, Output
 from models.prefill import prefill
 from models.prefix_rows import load_rows
 from models.prefixes import PrefixPlan, forget, registered
@@ -89,6 +89,7 @@ async def fill(decoder: Decoder, cached: int, source: Source, agree: bool = True
             suite.output(suite.input((1,), source.cached(suite, "agreement", (1,)), suite.fraction_bits))
     a = decoder.architecture
     for layer in range(a.encoder_layers, a.layers if cached else 0):
+        cache.enter(layer)
         await fill_layer(decoder, cache, layer, cached, source)
         if a.encoder is not None:
             await _fill_cross(decoder, cache, layer, read, source)
@@ -150,12 +151,14 @@ def told(a: Architecture, asked: Observation, cached: int, value: Callable[[str,
     return replace(found, late=late, late_queries=min(asked.late, cached))
 
 
-async def encoding_step(encoder: Encoder, plan: EncodingPlan, given: Tensor | None, name: str) -> OutputShare:
-    """Return the output share of an encoder's pass over a text. given: as `models.encoding.encode` takes it. Recorded under
-    stage `name`, its parts as in `Encoder.forward`."""
+async def encoding_step(
+    encoder: Encoder, sizes: tuple[int, int], output: Output, given: Tensor | None, name: str
+) -> OutputShare:
+    """Return the output share of an encoder's pass over a batch of texts; arguments as in `models.encoding.outputs`.
+    Recorded under stage `name`, its parts as in `Encoder.forward`."""
     suite = encoder.suite
     with suite.ledger.timed(name):
-        found = await outputs(suite, encoder, plan, given)
+        found = await outputs(suite, encoder, sizes, output, given)
         with suite.ledger.timed(CHOICE):
             return replace(suite.output(found), flags=suite.flags())
 

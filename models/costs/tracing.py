@@ -18,14 +18,13 @@ from models.architecture import Architecture
 from models.architectures import AnyArchitecture
 from models.cache import KVCache
 from models.chunks import ChunkPlan
-from models.costs.cached import CacheBytes, held_bytes
+from models.costs.cached import CacheBytes, held_by_layer, held_bytes
 from models.costs.products import Products
 from models.costs.program import NoInputs, StepPlan, encoding_step, fill, load, load_before, registering_step, step
 from models.decoder import Decoder
 from models.drafting import DraftPlan
 from models.encoder import Encoder
 from models.encoder_architecture import EncoderArchitecture
-from models.encoding import EncodingPlan
 from models.loaded import LOAD
 from models.outputs import Decoding, Output
 from models.plans import AnyPlan, Leaving, Lengths, make_plan
@@ -116,7 +115,8 @@ class Setting:
     """What a trace depends on beside the model and the lengths.
 
     draft: of drafted steps, None for one token a step. behind: tokens of a registered prefix that prompts begin behind, 0
-    without one; chunks: between it and them. check(): called at every tape entry, may raise to end the trace.
+    without one; chunks: between it and them. texts: of an encoder's session of several texts the padded length of each,
+    whose sum is then the prompt's. check(): called at every tape entry, may raise to end the trace.
     prepare(suite): called with each suite that is made.
 
     >>> Setting("masked", parties=3, policy="h2o:budget=0.2", options={"score": 8}).spec
@@ -132,12 +132,13 @@ class Setting:
     draft: DraftPlan | None = None
     behind: int = 0
     chunks: ChunkPlan | None = None
+    texts: tuple[int, ...] = ()
     check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
     prepare: Callable[[Suite], None] = field(default=lambda suite: None, compare=False, repr=False)
 
     def plan(self, prompt: int, new: int) -> AnyPlan:
         """Return the plan of a session with so many prompt and new tokens. Raises `ConfigurationError`."""
-        lengths = Lengths(prompt, new, self.behind, self.chunks)
+        lengths = Lengths(prompt, new, self.behind, self.chunks, self.texts)
         return make_plan(lengths, self.decoding, self.policy, self.temperature, self.draft)
 
     def cached(self, architecture: Architecture, prompt: int) -> int:
@@ -179,12 +180,14 @@ class Setting:
 @dataclass(frozen=True)
 class Trace:
     """One step of a whole (perhaps reduced) model. largest: elements of the largest tape entry by operation. cached: so
-    far, of a session that is traced in order; None for a step alone."""
+    far, of a session that is traced in order; None for a step alone, of which `held` are the bytes of each traced layer's
+    rows behind it."""
 
     ledger: Ledger
     products: Mapping[tuple[str, str, str], int]
     largest: Mapping[str, int]
     cached: CacheBytes | None = None
+    held: tuple[int, ...] = ()
 
     def costs(self, repeats: Sequence[int]) -> Costs:
         """Return costs by part, layers together: repeats[n] is how many layers the n-th traced one stands for."""
@@ -223,11 +226,12 @@ def trace_step(
     agreed: bool = True,
     drafted: bool = False,
     read: int = 0,
+    texts: int = 1,
 ) -> Trace:
     """Trace every layer of one step: `tokens` tokens after `cached` ones. Recorded as by `mpcache bench`, under "step".
 
     drafted: see `StepPlan`. read: see `fill`. agreed: what parties agree on once a session (seeds of zero-sharings) is not
-    part of this step.
+    part of this step. texts: of an encoder's batch, of `tokens` tokens each.
     """
     suite, tape = setting.make()
     asked = tokens
@@ -237,7 +241,7 @@ def trace_step(
         encoder = Encoder(cast(Suite, products), architecture, weights)
         suite.ledger.costs.clear()
         tape.largest.clear()
-        suite.run(encoding_step(encoder, EncodingPlan(tokens, cast(Output, setting.decoding)), None, STEP))
+        suite.run(encoding_step(encoder, (texts, tokens), cast(Output, setting.decoding), None, STEP))
         return Trace(suite.ledger, products.counts, tape.largest)
     behind = not cached and setting.before > 0
     if behind:
@@ -253,7 +257,7 @@ def trace_step(
         suite.run(registering_step(decoder, tokens, STEP))
     else:
         suite.run(step(decoder, cache, setting.step(tokens, drafted), None, STEP))
-    return Trace(suite.ledger, products.counts, tape.largest)
+    return Trace(suite.ledger, products.counts, tape.largest, held=tuple(held_by_layer(cache)))
 
 
 def trace_session(architecture: Architecture, setting: Setting, prompt: int, new: int, kept: int = 1) -> Iterator[Trace]:

@@ -36,6 +36,11 @@ class Changed(System):
                 f"policy {self.name}: '{inside.spec}' is no system of axes, of which {self.name} changes one; use h2o, "
                 f"snapkv or tova inside, or leave out {self.name}"
             )
+        if not inside.axes.reader.reads_all:
+            raise ConfigurationError(
+                f"policy {self.name}: '{inside.spec}' reads some of what stays, by clusters or places that {self.name} "
+                f"would change; use h2o, snapkv or tova inside, or leave out {self.name}"
+            )
         while isinstance(inside, Changed):
             if isinstance(inside, type(self)):
                 raise ConfigurationError(

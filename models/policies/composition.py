@@ -9,6 +9,7 @@ Leaks: to parties and dealer how many tokens stay and when some go, not which (d
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,6 +20,7 @@ from models.learned import check_learned, in_every_layer
 from models.observation import Observation, Seen
 from models.policies.axes.budget import Budget
 from models.policies.axes.keep import Keep
+from models.policies.axes.reader import Reader
 from models.policies.axes.schedule import Schedule
 from models.policies.axes.scorers import EvictionState, Scorer
 from models.policies.eviction import Drop, EvictingPolicy, Eviction, Merge, drop_least
@@ -38,6 +40,7 @@ class Axes:
     keep: Keep = field(default_factory=Keep)
     schedule: Schedule = field(default_factory=Schedule)
     merge: Merge = field(default_factory=Drop)
+    reader: Reader = field(default_factory=Reader)
 
 
 class System(EvictingPolicy):
@@ -67,6 +70,11 @@ class System(EvictingPolicy):
 
     @property
     def append_only(self) -> bool:
+        return self._quiet and self.axes.reader.append_only
+
+    @property
+    def _quiet(self) -> bool:
+        """Whether no score makes a token go while decoding."""
         return not self.axes.schedule.every and not self.axes.schedule.distance
 
     @property
@@ -88,7 +96,8 @@ class System(EvictingPolicy):
 
     def pattern(self) -> tuple[int, int]:
         """As in `CachePolicy`; layers with budgets, or heads that are asked, of their own stand for themselves."""
-        return max(0 if self.equal_layers else self.own_budgets, self.axes.scorer.own_layers), 1
+        own, sharing = 0 if self.own_budgets == 1 else self.own_budgets, self.axes.keep.sharing
+        return max(own, self.axes.scorer.own_layers, sharing.apart), sharing.layers
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Refuse sliding windows, rows of few bits where scores are capped, a model without what the scorer has learned of
@@ -124,12 +133,15 @@ class System(EvictingPolicy):
         return in_every_layer(architecture, parts)
 
     def verifies(self, rows: int) -> bool:
-        """Whether nothing is evicted while decoding: what a token dropped cannot be taken back; and all rows lie in one
-        segment."""
-        return (self.append_only and not self.holds) or self.axes.budget.share == 1
+        """Whether nothing is evicted by scores while decoding: what a token dropped cannot be taken back; all rows lie in
+        one segment, and the reader takes so many tokens."""
+        return self.axes.reader.verifies(rows) and ((self._quiet and not self.holds) or self.axes.budget.share == 1)
 
     def new_state(self, place: Place) -> EvictionState:
-        return self.axes.scorer.new_state()
+        axes, state = self.axes, self.axes.scorer.new_state()
+        state.members = tuple(n for n in axes.keep.sharing.group(place.layer) if n in place.served)
+        state.reading = axes.reader.new_state(place, axes.keep.sharing)
+        return state
 
     def observation(self, tokens: int, layer: int) -> Observation:
         if self.axes.budget.share == 1:
@@ -141,23 +153,47 @@ class System(EvictingPolicy):
         return self.axes.budget.kept(tokens, layer, self.axes.keep.always)
 
     def eviction_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen, kept: int) -> list[Stage]:
-        """Return the steps: what the batch says is taken in, tokens go, what is kept of scores is masked for reuse."""
-        if seen.mass is None and seen.features is None:
-            return []
+        """Return the steps: what the batch says is taken in, tokens go, what is kept of scores is masked for reuse. Layers
+        that keep the same tokens wait for the last one of them, by the sum of what all are told."""
         entry, scorer = cache.layers[layer], self.axes.scorer
         state = entry.state_of(EvictionState)
-        state.kept, state.learned, state.groups = kept, entry.learned, entry.keys_and_values()[0].shape[0]
-        event = self._event(suite, entry, seen)
+        state.kept = kept
+        if self.axes.budget.share < 1 and (dropping := self.axes.reader.dropping(suite, entry)):
+            return dropping
+        if seen.mass is None and seen.features is None:
+            return []
+        state.learned, state.groups = entry.learned, entry.keys_and_values()[0].shape[0]
+        entries = [cache.layers[n] for n in state.members]
+        if len(entries) > 1:
+            first = entries[0].state_of(EvictionState)
+            seen = self._joined(suite, first.votes, seen, state.members.index(layer) + 1)
+            first.votes = None if layer == state.members[-1] else seen.mass
+            if layer != state.members[-1]:
+                return []
+        event = self._event(suite, entries, seen)
         return [*scorer.batch(suite, state, seen), *event, *scorer.after(suite, state)]
 
-    def _event(self, suite: Suite, entry: LayerCache, seen: Seen) -> list[Stage]:
-        """Return the steps of dropping all but `kept` tokens, the others in their order."""
+    def _joined(self, suite: Suite, before: Value | None, seen: Seen, layers: int) -> Seen:
+        """Return what is told of so many layers, the last of which is told `seen`; local."""
+        assert seen.mass is not None
+        heads = seen.heads * layers
+        total = seen.mass if before is None else suite.with_bound(before + seen.mass, seen.queries * heads + 1)
+        return replace(seen, mass=total, heads=heads)
+
+    def final_stages(self, suite: Suite, cache: KVCache, layer: int) -> list[Stage]:
+        """As in `EvictingPolicy`: the reader's; they wait for the last of the layers that keep the same tokens."""
+        members = cache.layers[layer].state_of(EvictionState).members
+        return self.axes.reader.after_prompt(suite, cache, members) if layer == members[-1] else []
+
+    def _event(self, suite: Suite, entries: Sequence[LayerCache], seen: Seen) -> list[Stage]:
+        """Return the steps of dropping all but `kept` tokens, of layers that keep the same; the others in their order."""
+        entry = entries[-1]
         axes, state = self.axes, entry.state_of(EvictionState)
         choice = axes.keep.choice(entry.length, state.kept, within=not seen.last)
         groups = entry.keys_and_values()[0].shape[0]
         eviction = Eviction(
             suite,
-            [entry],
+            entries,
             lambda: axes.keep.of_sets(axes.scorer.scores(suite, state, seen, choice), groups),
             choice,
             lambda: axes.scorer.rows(state),
@@ -171,6 +207,8 @@ class System(EvictingPolicy):
         """Attend to all segments; what the token's query says of the exact one, and what goes for it, is for the next token,
         so its rounds are beside those of the layers behind."""
         entry, axes = cache.layers[layer], self.axes
+        if (read := await axes.reader.attend(suite, cache, layer, q)) is not None:
+            return read
         state = entry.state_of(EvictionState)
         due = axes.schedule.due(entry.length, state.kept)
         if axes.budget.share == 1 or not axes.schedule.every or not (due or axes.scorer.every_token):
@@ -190,6 +228,17 @@ class System(EvictingPolicy):
         await cache.run_in_background(take_in())
         return out
 
+    async def attend_drafted(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
+        """As in `CachePolicy`, of what the reader reads."""
+        found = await self.axes.reader.attend_drafted(self, suite, cache, layer, q)
+        return await super().attend_drafted(suite, cache, layer, q) if found is None else found
+
+    async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
+        await self.axes.reader.after_append(suite, cache, layer)
+
+    async def after_kept(self, suite: Suite, cache: KVCache, layer: int, rows: int) -> None:
+        await self.axes.reader.after_kept(suite, cache, layer, rows)
+
     def _leave(self, suite: Suite, entry: LayerCache) -> None:
         """Drop the token at a public place, where one goes at every token; local."""
         place = self.axes.schedule.leaves(entry.state_of(EvictionState).kept, self.axes.keep.sinks)
@@ -201,7 +250,7 @@ class System(EvictingPolicy):
         """Drop down to what stays: one token by putting the last one in its place, several by moving those that stay."""
         axes, state = self.axes, entry.state_of(EvictionState)
         if entry.length > state.kept + 1 or axes.keep.sinks or axes.merge.keeps:
-            for _, work in [*self._event(suite, entry, seen), *axes.scorer.after(suite, state)]:
+            for _, work in [*self._event(suite, [entry], seen), *axes.scorer.after(suite, state)]:
                 await work()
             return
         for _, work in axes.scorer.ready(suite, state, seen):

@@ -40,7 +40,7 @@ class CompressKV(System):
 
     @property
     def axes(self) -> Axes:
-        votes = HeadVotes(self.window, self.kernel, layer_heads(self.name, self.heads))
+        votes = HeadVotes(self.window, self.kernel, heads=layer_heads(self.name, self.heads))
         return Axes(votes, Share(self.budget), Keep(recent=self.window, sets="layer"))
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:

@@ -38,7 +38,9 @@ class Holding(Around):
                 f"policy {self.name}: '{inside.spec}' has probes look at the prompt, and {self.name} asks its own last "
                 "queries; use a policy such as snapkv inside, or leave out one of them"
             )
-        if not isinstance(inside, FullCache) and not (isinstance(inside, System) and inside.append_only):
+        if not isinstance(inside, FullCache) and not (
+            isinstance(inside, System) and inside.append_only and inside.axes.reader.reads_all
+        ):
             raise ConfigurationError(
                 f"policy {self.name}: '{inside.spec}' reads or moves whole keys while decoding, which {self.name} does "
                 f"not hold; use a policy such as full, snapkv or cake inside, or leave out {self.name}"

@@ -27,61 +27,34 @@ Leaks: to parties and dealer these numbers (docs/security.md, "Policies").
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache, LayerCache, Place, SettingValue, Sharing, Stage
-from models.observation import Observation, Seen
-from models.policies.eviction import EvictingPolicy, Eviction, Kept, Scores
-from models.policies.levels import Choosing, Describing, Levels, Sizes
-from models.policies.selecting import (
-    ChoosingState,
-    Layout,
-    attend_by_bias,
-    attend_each,
-    attend_to,
-    chooser_of,
-    layout,
-    made_or_taken,
-)
-from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole, yes_or_no
+from models.cache import CachePolicy, KVCache, SettingValue, Sharing, Stage
+from models.observation import Seen
+from models.policies.axes.budget import Share
+from models.policies.axes.cluster_reader import GATHERINGS, ClusterReader
+from models.policies.axes.keep import Keep
+from models.policies.axes.scorers import WindowVotes
+from models.policies.composition import Axes, System
+from models.policies.settings import no_windows, ratio, whole
 from models.policies.threshold import keep_important
 from mpc.errors import ConfigurationError
-from protocols.suite import Suite, Value
-from protocols.value import there
+from protocols.suite import Suite
 
 MOST_SHARING = 4
-GATHERINGS = ("products", "rows", "scores")
-
-
-@dataclass
-class MPCacheState(ChoosingState):
-    """members: layers that keep the same tokens, this one among them. votes [G, S], secret: at the first, the attention mass
-    of those so far, until the last one is through. levels: clusters, once the prompt is processed."""
-
-    members: tuple[int, ...] = ()
-    votes: Value | None = None
-    levels: Levels | None = None
-
-    @property
-    def described(self) -> Levels:
-        """Return the clusters, once the prompt is processed."""
-        if self.levels is None:
-            raise RuntimeError("clusters were asked for before the prompt was processed")
-        return self.levels
 
 
 @dataclass(frozen=True)
-class MPCache(EvictingPolicy):
+class MPCache(System):
     """static: share of the prompt that stays (1 switches eviction off). observed: the prompt's last queries
     that decide, averaged over all heads; below 1 a share of its queries. following: tokens that what the one before
     them receives counts for, too. dynamic: share of all tokens so far that a token attends to (1: all that
     stayed). fine, coarse: tokens of a cluster on the two levels; 0: fine by the tokens that stay, coarse twice fine (see
-    `sizes`). levels: 2, or 1 for fine clusters alone; 0: 2 where coarse is given. coarse_share: of the coarse clusters that
-    the fine level chooses from. alpha, linear: similarity q . (alpha r_max + (1 - alpha) r_min), or
+    `ClusterReader.sizes`). levels: 2, or 1 for fine clusters alone; 0: 2 where coarse is given. coarse_share: of the coarse
+    clusters that the fine level chooses from. alpha, linear: similarity q . (alpha r_max + (1 - alpha) r_min), or
     its upper bound with linear false. sinks, window: first and last tokens that always count. sharing: adjacent layers
     with one choice, of clusters and of what static eviction keeps (1: none), so that a cluster's number means the same
     tokens in all; apart: first layers that choose alone. gathering: how attention reaches what was chosen: "products" of
@@ -130,34 +103,18 @@ class MPCache(EvictingPolicy):
     }
 
     def __post_init__(self) -> None:
-        for setting in ("static", "dynamic", "coarse_share"):
-            ratio(self.name, setting, getattr(self, setting))
+        ratio(self.name, "static", self.static)
         if isinstance(self.observed, bool) or not (0 < self.observed < 1 or (self.observed >= 1 and self.observed % 1 == 0)):
             raise ConfigurationError(
                 f"policy {self.name}: observed = {self.observed!r} must be a number of queries, or a share of them below 1"
             )
-        for setting, least in (
-            ("following", 0),
-            ("fine", 0),
-            ("coarse", 0),
-            ("sinks", 0),
-            ("window", 0),
-            ("sharing", 1),
-            ("apart", 0),
-        ):
+        for setting, least in (("following", 0), ("sharing", 1), ("apart", 0)):
             whole(self.name, setting, getattr(self, setting), least)
         if self.sharing > MOST_SHARING:
             raise ConfigurationError(
                 f"policy {self.name}: sharing = {self.sharing} must be at most {MOST_SHARING}: what tokens receive in all "
                 "layers of a group is added up in a ring that holds no more"
             )
-        if isinstance(self.levels, bool) or self.levels not in (0, 1, 2):
-            raise ConfigurationError(
-                f"policy {self.name}: levels = {self.levels!r} must be 1 or 2, or 0 for two where coarse is given"
-            )
-        if not 0 <= self.alpha <= 1:
-            raise ConfigurationError(f"policy {self.name}: alpha = {self.alpha!r} must be between 0 and 1")
-        yes_or_no(self.name, "linear", self.linear)
         if self.scoring not in ("attention", "authors"):
             raise ConfigurationError(f"policy {self.name}: scoring = {self.scoring!r} must be attention or authors")
         ratio(self.name, "threshold", self.threshold)
@@ -165,23 +122,19 @@ class MPCache(EvictingPolicy):
             raise ConfigurationError(
                 f"policy {self.name}: scoring = 'authors' keeps other numbers of tokens in every layer and needs sharing=1"
             )
-        if self.gathering not in ("auto", *GATHERINGS):
-            raise ConfigurationError(
-                f"policy {self.name}: gathering = {self.gathering!r} must be one of auto, {', '.join(GATHERINGS)}"
-            )
-        if self.gathering == "scores" and self.two_levels:
-            raise ConfigurationError(f"policy {self.name}: gathering = 'scores' needs levels=1")
-        if self.coarse and not self.fine:
-            raise ConfigurationError(f"policy {self.name}: coarse = {self.coarse} needs fine, which must divide it")
-        if self.two_levels and self.coarse and (self.coarse % self.fine or self.coarse <= self.fine):
-            raise ConfigurationError(
-                f"policy {self.name}: clusters do not nest: coarse = {self.coarse} must be a multiple of fine = {self.fine} "
-                "and larger"
-            )
+        self.reader.validate(self.name)
 
     @property
-    def spec(self) -> str:
-        return text_of(self)
+    def axes(self) -> Axes:
+        """A static eviction of groups of layers by votes, behind which tokens read clusters."""
+        keep = Keep(self.sinks, self.window, sets="layer", sharing=Sharing(self.sharing, self.apart))
+        return Axes(WindowVotes(self.observed, following=self.following), Share(self.static), keep, reader=self.reader)
+
+    @property
+    def reader(self) -> ClusterReader:
+        """Return how tokens read what stays."""
+        sizes = self.dynamic, self.fine, self.coarse, self.levels, self.coarse_share
+        return ClusterReader(*sizes, self.alpha, self.linear, self.sinks, self.window, self.gathering)
 
     @property
     def plaintext_only(self) -> str:
@@ -191,23 +144,6 @@ class MPCache(EvictingPolicy):
     @property
     def equal_layers(self) -> bool:
         return self.scoring == "attention"
-
-    @property
-    def two_levels(self) -> bool:
-        """Whether coarse clusters are chosen first."""
-        return self.levels == 2 or (self.levels == 0 and self.coarse > 0)
-
-    def sizes(self, kept: int) -> Sizes:
-        """Return public sizes of clusters for a cache of `kept` tokens after the prompt.
-
-        Where it is not given, fine is the multiple of 8 from sqrt(0.6 kept) on: the clusters are at most 1.7 times as many
-        as a cluster has tokens, which balances the bytes of their ranking and of attending to the chosen ones.
-        """
-        fine = self.fine or 8 * max(1, math.ceil(math.sqrt(0.6 * kept) / 8))
-        return Sizes(fine, self.coarse or 2 * fine)
-
-    def pattern(self) -> tuple[int, int]:
-        return self.apart, self.sharing
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Refuse budgets that do not hold sinks and window. A prompt too short for a choice is attended to as a whole."""
@@ -224,24 +160,7 @@ class MPCache(EvictingPolicy):
                 f"policy {self.name}: static = {self.static} keeps {stays} of {prompt_tokens} tokens, which does not hold "
                 f"sinks = {self.sinks}, window = {self.window} and one more; raise static or lower them"
             )
-        attended = budget_tokens(self.dynamic, prompt_tokens)
-        if attended < always < stays and prompt_tokens >= self.sizes(stays).fine:
-            raise ConfigurationError(
-                f"policy {self.name}: dynamic = {self.dynamic} attends to {attended} of {prompt_tokens} tokens, fewer than "
-                f"sinks = {self.sinks} and window = {self.window}; raise dynamic or lower them"
-            )
-
-    @property
-    def append_only(self) -> bool:
-        return True
-
-    def verifies(self, rows: int) -> bool:
-        """Whether no row chooses from clusters with tokens of its own step, which are not described yet."""
-        return self.dynamic == 1 or self.window >= rows
-
-    @property
-    def one_set_for_all_heads(self) -> bool:
-        return True
+        self.reader.check(self.name, prompt_tokens, stays)
 
     def alternatives(self, prompt_tokens: int, suite: Suite) -> list[tuple[str, CachePolicy]]:
         """As in `CachePolicy`: attention to all that stays, then cluster sizes and gatherings; "auto" stays where it is what
@@ -249,8 +168,8 @@ class MPCache(EvictingPolicy):
         out: list[tuple[str, CachePolicy]] = [("all that stays", replace(self, dynamic=1.0, coarse=0, levels=0))]
         if self.dynamic == 1:
             return out
-        sizes = self.sizes(self.stays(prompt_tokens, 0))
-        fine, wide = sizes.fine, sizes.coarse if self.two_levels else 2 * sizes.fine
+        sizes = self.reader.sizes(self.stays(prompt_tokens, 0))
+        fine, wide = sizes.fine, sizes.coarse if self.reader.two_levels else 2 * sizes.fine
         one = replace(self, levels=0, coarse=0)
         shapes = [
             (f"{fine}", one if not self.fine else replace(one, fine=fine)),
@@ -262,23 +181,9 @@ class MPCache(EvictingPolicy):
                 if gathering == "scores" and shape.coarse:
                     continue
                 left_open = replace(shape, gathering="auto")
-                own = self.gathering == "auto" and left_open.gathers(suite) == gathering
+                own = self.gathering == "auto" and left_open.reader.gathers(suite) == gathering
                 out.append((f"{what} {gathering}", left_open if own else replace(shape, gathering=gathering)))
         return out
-
-    def new_state(self, place: Place) -> MPCacheState:
-        own = Sharing(self.sharing, self.apart)
-        members = tuple(n for n in own.group(place.layer) if n in place.served)
-        return MPCacheState(chooser_of(place, own), members=members)
-
-    # ---- after the prompt ------------------------------------------------------------------------------------------
-    def observation(self, tokens: int, layer: int) -> Observation:
-        if self.static == 1:
-            return Observation()
-        return Observation(min(tokens, int(self.observed)) if self.observed >= 1 else budget_tokens(self.observed, tokens))
-
-    def stays(self, tokens: int, layer: int) -> int:
-        return budget_tokens(self.static, tokens)
 
     def least_batch(self) -> tuple[str, int]:
         if self.observed > (always := self.sinks + self.window):
@@ -286,115 +191,9 @@ class MPCache(EvictingPolicy):
         return f"sinks = {self.sinks}, window = {self.window} and one more token", always + 1
 
     def eviction_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen, kept: int) -> list[Stage]:
-        """Return the eviction's steps; they wait for the last layer of a group that shares."""
-        members = cache.layers[layer].state_of(MPCacheState).members
-        entries = [cache.layers[n] for n in members]
-        tokens = entries[0].length
+        """As in `System`; what the authors' code keeps is no choice of so many tokens."""
         if self.scoring == "authors" and self.static < 1:
-            keep_important(entries[0], self.observation(tokens, layer).queries, self.threshold)
+            entry = cache.layers[layer]
+            keep_important(entry, self.observation(entry.length, layer).queries, self.threshold)
             return []
-        if seen.mass is None or kept >= tokens:
-            return []
-        most = seen.most
-        total = self._votes(suite, entries[0], seen.mass, most * (members.index(layer) + 1))
-        if layer != members[-1]:
-            return []
-        entries[0].state_of(MPCacheState).votes = None
-        chosen = Kept(self.sinks, tokens - self.window, kept - self.sinks - self.window)
-        bound = most * len(members) * seen.mass.shape[0] + 1
-        scores = Scores(total.sum(0, keepdim=True)[:, chosen.start : chosen.stop], bound, self.following)
-        return Eviction(suite, entries, lambda: scores, chosen).stages()
-
-    def final_stages(self, suite: Suite, cache: KVCache, layer: int) -> list[Stage]:
-        """Return the clusters' description, which waits for the last layer of a group that shares."""
-        members = cache.layers[layer].state_of(MPCacheState).members
-        entries = [cache.layers[n] for n in members]
-        if layer != members[-1]:
-            return []
-
-        async def clusters() -> None:
-            states = [entry.state_of(MPCacheState) for entry in entries]
-            sizes = self.sizes(entries[0].length)
-            for state in states:
-                state.levels = Levels(sizes)
-            choosing = [n for n, state in zip(members, states, strict=True) if state.chooser == n]
-            chosen = [cache.layers[n] for n in choosing]
-            await suite.together(*(self._describe(suite, one, one.keys_and_values()[0]) for one in chosen))
-
-        return [("clusters", clusters)]
-
-    def _votes(self, suite: Suite, first: LayerCache, attention_mass: Value, most: int) -> Value:
-        """Add a layer's attention mass to that of the layers before it in its group; at most `most` a token, of all."""
-        state = first.state_of(MPCacheState)
-        state.votes = attention_mass if state.votes is None else suite.with_bound(state.votes + attention_mass, most + 1)
-        return state.votes
-
-    async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
-        """Let the token join the description of its cluster, beside the rest of its work if there is a window."""
-        entry = cache.layers[layer]
-        if entry.state_of(MPCacheState).chooser != layer:
-            return
-        work = self._describe(suite, entry, entry.keys_and_values()[0], self.window > 0)
-        if self.window == 0:  # this token chooses among it already
-            await work
-        else:
-            await cache.run_in_background(work)
-
-    async def after_kept(self, suite: Suite, cache: KVCache, layer: int, rows: int) -> None:
-        """Let the tokens that stay join the descriptions, beside the next step's work if none of its rows chooses among
-        them."""
-        entry = cache.layers[layer]
-        if entry.state_of(MPCacheState).chooser != layer:
-            return
-        beside = self.window >= 2 * cache.drafted
-        work = self._describe(suite, entry, entry.keys_and_values()[0], beside)
-        await (cache.run_in_background(work) if beside else work)
-
-    async def _describe(self, suite: Suite, entry: LayerCache, keys: Value, background: bool = False) -> None:
-        """Describe what of the keys [G, S, C] is not described yet."""
-        if self.dynamic == 1:
-            return
-        state = entry.state_of(MPCacheState)
-        how = Describing(self.sinks, self.alpha if self.linear else None, self.two_levels, keeps_up=self.window > 0)
-        state.levels = await how.described(suite, state.described, keys, background)
-
-    # ---- each token ------------------------------------------------------------------------------------------------
-    def layout(self, seen: int, cached: int, sizes: Sizes) -> Layout:
-        """Return what a token attends to when `seen` tokens were processed before it and `cached` are cached with it;
-        public."""
-        return layout(cached, sizes.fine, self.sinks, self.window, budget_tokens(self.dynamic, seen + 1))
-
-    async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
-        """Choose clusters, or take the choice of the layer before; attend to them and to what always counts."""
-        entry = cache.layers[layer]
-        state = entry.state_of(MPCacheState)
-        plan = self.layout(cache.seen, entry.length, state.described.sizes)
-        if self.dynamic == 1 or plan.everything:
-            return await super().attend(suite, cache, layer, q)
-        gathering = self.gathers(suite)
-
-        async def choose() -> Value:
-            chosen = await self._choose(suite, entry, q, plan)
-            return chosen if gathering == "scores" else await suite.mask_for_reuse(chosen)
-
-        chosen = made_or_taken(cache, layer, plan, choose)
-        if gathering == "scores":
-            return await attend_by_bias(suite, entry, q, plan, await there(chosen))
-        return await attend_to(suite, entry, q, plan, chosen, gathering == "rows")
-
-    async def attend_drafted(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
-        """Choose with each token by itself; all choices share their rounds."""
-        if self.dynamic == 1:
-            return await super().attend_drafted(suite, cache, layer, q)
-        return await attend_each(self, suite, cache, layer, q)
-
-    def gathers(self, suite: Suite) -> str:
-        """Return how attention reaches what was chosen, with "auto" decided. Bias and products give the same result."""
-        if self.gathering != "auto":
-            return self.gathering
-        return "scores" if suite.overlaps_rounds and not self.two_levels else "products"
-
-    async def _choose(self, suite: Suite, entry: LayerCache, q: Value, plan: Layout) -> Value:
-        """Return one-hot rows [G, count, candidates]; with gathering "scores" marks [G, candidates]."""
-        how = Choosing(self.coarse_share, self.linear, marks=self.gathers(suite) == "scores")
-        return await how.chosen(suite, q, entry.state_of(MPCacheState).described, plan)
+        return super().eviction_stages(suite, cache, layer, seen, kept)

@@ -18,6 +18,7 @@ from models.policies.attention_gate import AttentionGate
 from models.policies.batches import Batches, ChunkedPrefill
 from models.policies.cake import CAKE
 from models.policies.changed import Demoting, Lag, Layers, Merging
+from models.policies.clustered import Clustered
 from models.policies.compresskv import CompressKV
 from models.policies.cskv import CSKV
 from models.policies.d2o import D2O
@@ -66,7 +67,8 @@ POLICIES: dict[str, type[CachePolicy]] = {
     )
 }
 WRAPPERS: dict[str, Any] = {
-    kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers, Merging, Demoting, Think, CSKV)
+    kind.name: kind
+    for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers, Merging, Demoting, Think, CSKV, Clustered)
 }
 MAX_LENGTH = 1000
 

@@ -21,12 +21,14 @@ _CONTEXT = 64  # tokens of a prompt that can change how the answer's first one i
 
 @dataclass(frozen=True)
 class EncodedText:
-    """ids: tokens, special ones included. types: of each. places: where in the text each begins and ends; (0, 0) of special
-    tokens, and of all where the tokenizer does not say."""
+    """ids: tokens, special ones included. types: of each. places: where in its text each begins and ends; (0, 0) of special
+    tokens, and of all where the tokenizer does not say. words: the number of the word of each, over both texts of a pair;
+    None of special tokens, and of all where the tokenizer does not say."""
 
     ids: list[int]
     types: list[int]
     places: list[tuple[int, int]]
+    words: list[int | None]
 
 
 class TextTokenizer:
@@ -85,7 +87,10 @@ class TextTokenizer:
             )
         ids = list(found["input_ids"])
         places = found["offset_mapping"] if self.is_fast else [(0, 0)] * len(ids)
-        return EncodedText(ids, list(found["token_type_ids"]), [(int(a), int(b)) for a, b in places])
+        parts = list(zip(found.sequence_ids(), found.word_ids(), strict=True)) if self.is_fast else [(None, None)] * len(ids)
+        numbers = {part: n for n, part in enumerate(dict.fromkeys(part for part in parts if None not in part))}
+        words = [numbers.get(part) for part in parts]
+        return EncodedText(ids, list(found["token_type_ids"]), [(int(a), int(b)) for a, b in places], words)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens left out."""

@@ -15,7 +15,7 @@ from mpc.errors import ConfigurationError
 from mpc.ledger import Cost
 from parties.client.cancellation import Cancellation
 from parties.client.conversation import Conversation
-from parties.client.encoding import EncodingRequest, EncodingResult, EncodingSession
+from parties.client.encoding import EncodingRequest, EncodingResult, EncodingSession, in_place
 from parties.client.model_reference import ModelReference, close_all, common_models, connect_all, describe_all
 from parties.client.prefixes import chosen_chunks, chosen_prefix
 from parties.client.request import GenerationRequest
@@ -181,17 +181,38 @@ class Client:
         on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
         cancellation: Cancellation | None = None,
     ) -> EncodingResult:
-        """Return an encoder's output for a text, which this client alone learns. Arguments and errors as in `generate`."""
+        """Return an encoder's outputs for texts in one session, which this client alone learns. Arguments and errors as in
+        `generate`."""
         model = request.model
         reference = model if isinstance(model, ModelReference) else self.find_model(model)
         architecture = reference.encoder
-        plan = request.plan(architecture)
+        plan, order = request.plan(architecture), request.order(architecture)
         suite = reference.over_bounds(request.suite)
         manifest = Manifest.of(reference.id, architecture, suite, plan, self.config.party_names)
-        agreed = architecture, plan, request.text
+        agreed = architecture, plan, [request.texts[place] for place in order]
         session = EncodingSession(new_id(), self.config, manifest, agreed, on_progress)
         self._run(session, on_progress, cancellation or Cancellation())
-        return EncodingResult(session.values, plan, session.costs, session.seconds, session.id, session.findings)
+        values = None if session.values is None else in_place(order, session.values)
+        return EncodingResult(values, plan, session.costs, session.seconds, session.id, session.findings)
+
+    def encode_all(
+        self,
+        request: EncodingRequest,
+        *,
+        on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+        cancellation: Cancellation | None = None,
+    ) -> list[Tensor]:
+        """Return an encoder's output for each text, in as few sessions as take them: none has more tokens than
+        this client's own `max_prompt_tokens`. Arguments and errors as in `encode`; raises `RangeExceeded`, too."""
+        model = request.model
+        reference = model if isinstance(model, ModelReference) else self.find_model(model)
+        places: list[int] = []
+        values: list[Tensor] = []
+        for some in list(request.sessions(reference.encoder, self.config.limits.max_prompt_tokens)):
+            part = replace(request, texts=[request.texts[place] for place in some], model=reference)
+            values += self.encode(part, on_progress=on_progress, cancellation=cancellation).checked()
+            places += some
+        return in_place(places, values)
 
     def _run(self, session: Conversation, on_progress: Callable[[str, int, int], None], cancellation: Cancellation) -> None:
         """Run a session against all parties."""

@@ -87,8 +87,8 @@ class Conversation(Session, ABC):
         """Raise `WireError` unless an output may come now."""
 
     @abstractmethod
-    def _shape_due(self) -> tuple[int, ...]:
-        """Return the shape of the output that is due."""
+    def _shape_due(self, step: int) -> tuple[int, ...]:
+        """Return the shape of output `step`, which is due."""
 
     @abstractmethod
     def _outputs_over(self, state: Incoming) -> bool:
@@ -208,7 +208,7 @@ class Conversation(Session, ABC):
                 self._on_progress(message.progress.stage, message.progress.done, message.progress.total)
         elif kind == "output" and not state.arriving:
             self._check_due(stream, state, message.output)
-            state.begin(message.output, self._shape_due())
+            state.begin(message.output, self._shape_due(state.step))
         elif kind == "chunk" and state.arriving:
             if (output := state.chunk(message.chunk.payload)) is not None:
                 self._add(stream, *output)

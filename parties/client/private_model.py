@@ -171,15 +171,15 @@ class PrivateModel:
         suite: SuiteSpec | str | None = None,
         cancellation: Cancellation | None = None,
     ) -> Tensor:
-        """Return the embeddings of texts, float32 [n, D], one session each; the model must be an encoder.
+        """Return the embeddings of texts, float32 [n, D], in one session; the model must be an encoder.
 
         pooling, normalize: by default as the tokenizer's folder says (a sentence encoder's), else the mean, of length 1.
-        Parties learn each text's length to within a few sizes. Raises `ConfigurationError` for a decoder, a text that is too
-        long or a pooling that the model has not, before anything is sent; `RangeExceeded`.
+        Parties learn how many there are, and lengths to within a few sizes. Raises `ConfigurationError` for a decoder, a
+        text that is too long or a pooling that the model has not, before anything is sent; `RangeExceeded`.
         """
         reader = self._reader()
         output = reader.pooling(pooling)
-        rows = [values for _, values in self._encoded(reader, texts, output, suite, cancellation)]
+        _, rows = self._encoded(reader, texts, output, suite, cancellation)
         return stacked(rows, reader.normalises(normalize))
 
     def classify(
@@ -187,19 +187,19 @@ class PrivateModel:
         texts: Texts,
         *,
         labels: Sequence[str] | None = None,
+        words: bool = False,
         suite: SuiteSpec | str | None = None,
         cancellation: Cancellation | None = None,
     ) -> list[Classification] | list[list[LabelledToken]]:
-        """Return the class of each text, or with a head for tokens the labels of each text's tokens; one session a text.
-
-        labels: names instead of config.json's `id2label`. Raises as `embed`; `CheckpointError` where labels have no names.
-        """
+        """Return the class of each text, or with a head for tokens the labels of each text's tokens (with `words` of its
+        words, each its first token's), in one session. labels: names instead of config.json's `id2label`. Raises as `embed`;
+        `CheckpointError` where labels have no names."""
         reader = self._reader()
-        named = reader.labels(labels)
-        found = list(self._encoded(reader, texts, reader.architecture.usual_output, suite, cancellation))
+        named = reader.labels(labels, words)
+        read, found = self._encoded(reader, texts, reader.architecture.usual_output, suite, cancellation)
         if reader.architecture.head == "labels":
-            return [labelled(values, encoded, named) for encoded, values in found]
-        return [classified(values[0], named) for _, values in found]
+            return [labelled(values, encoded, named, words) for encoded, values in zip(read, found, strict=True)]
+        return [classified(values[0], named) for values in found]
 
     def _reader(self) -> TextReader:
         words, folder = self._prompts.tokenizer, self._folder
@@ -213,11 +213,11 @@ class PrivateModel:
         output: Output,
         suite: SuiteSpec | str | None,
         cancellation: Cancellation | None,
-    ) -> Iterator[tuple[EncodedText, Tensor]]:
+    ) -> tuple[list[EncodedText], list[Tensor]]:
         spec = self.defaults.suite if suite is None else _spec(suite, self.defaults.suite)
-        for encoded in reader.read(texts):
-            request = EncodingRequest(reader.input(encoded), output, suite=spec, model=self.reference)
-            yield encoded, self.client.encode(request, cancellation=cancellation).checked()
+        read = reader.read(texts)
+        request = EncodingRequest([reader.input(one) for one in read], output, spec, self.reference)
+        return read, self.client.encode_all(request, cancellation=cancellation)
 
     # ---- generation --------------------------------------------------------------------------------------------------
     def generate(

@@ -131,7 +131,7 @@ class ClientSession(Conversation):
         if self.request.draft is not None and state.step > self._steps.taken:
             raise WireError(f"{stream.peer} sent output {header.step} before it had the draft's rows for it")
 
-    def _shape_due(self) -> tuple[int, ...]:
+    def _shape_due(self, step: int) -> tuple[int, ...]:
         """Return the shape of the output that is due: a choice for each row, or logits."""
         if self.request.manifest.decoding == "logits":
             return 1, self.request.architecture.vocabulary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -37,7 +37,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class LabelledToken(Classification):
-    """A token's label. start, end: where it stands in the text."""
+    """A token's label, or a word's. start, end: where it stands in its text."""
 
     start: int
     end: int
@@ -114,14 +114,22 @@ class TextReader:
         return "Normalize" in modules.read_text(encoding="utf-8")
 
     # ---- labels ------------------------------------------------------------------------------------------------------
-    def labels(self, names: Sequence[str] | None = None) -> Labels:
-        """Return what the head's outputs are called. Raises `ConfigurationError` for a model without classes or labels,
-        `CheckpointError` where config.json does not name them."""
+    def labels(self, names: Sequence[str] | None = None, words: bool = False) -> Labels:
+        """Return what the head's outputs are called. words: labels of words are asked for. Raises `ConfigurationError` for a
+        model without classes or labels, for words of one without labels of tokens, and for a tokenizer that does not say
+        where tokens stand; `CheckpointError` where config.json does not name them."""
         a = self.architecture
         if a.labels is None:
             raise ConfigurationError(
                 f"{self._folder}: labels are missing: this '{a.family}' checkpoint has the head '{a.head}', no classes and "
                 "no labels of tokens; use a checkpoint for sequence or token classification, or embed"
+            )
+        if words and a.head != "labels":
+            raise ConfigurationError(f"words: this checkpoint has the head '{a.head}', no labels of tokens; leave it out")
+        if a.head == "labels" and not self._tokenizer.is_fast:
+            raise ConfigurationError(
+                f"{self._folder}: the tokenizer does not say where in a text its tokens stand, so their labels have no "
+                "place; give a folder with tokenizer.json"
             )
         return read_labels(self._folder, a.labels, names)
 
@@ -139,13 +147,20 @@ def classified(logits: Tensor, labels: Labels) -> Classification:
     return Classification(labels.names[best], float(scores[best]), named)
 
 
-def labelled(logits: Tensor, encoded: EncodedText, labels: Labels) -> list[LabelledToken]:
-    """Return the labels of a text's tokens but the special ones, of logits [T, labels]."""
-    found = []
-    for row, (start, end) in zip(logits, encoded.places, strict=True):
-        if end > start:
+def labelled(logits: Tensor, encoded: EncodedText, labels: Labels, words: bool = False) -> list[LabelledToken]:
+    """Return the labels of a text's tokens but the special ones, of logits [T, labels]; with `words` those of its words,
+    each its first token's, which is the one that such a head is trained on."""
+    found: list[LabelledToken] = []
+    before: int | None = None
+    for row, (start, end), word in zip(logits, encoded.places, encoded.words, strict=True):
+        if word is None:
+            continue
+        if words and word == before:
+            found[-1] = replace(found[-1], end=end)
+        else:
             one = classified(row, labels)
             found.append(LabelledToken(one.label, one.score, one.scores, start, end))
+        before = word
     return found
 
 

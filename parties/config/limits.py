@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 # Roles that use a key; a key without one of these is for all of them.
 PARTY: dict[str, JsonValue] = {"roles": ["party"]}
@@ -29,7 +31,14 @@ class Limits(BaseModel):
     max_cache_bytes: int | None = Field(
         default=None,
         ge=1,
-        description="Most bytes that running sessions may cache together, as predicted; left out: no limit.",
+        description="Most bytes that running sessions may cache together in memory, as predicted for their policies; left "
+        "out: no limit.",
+        json_schema_extra=PARTY,
+    )
+    max_paged_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Most bytes that running sessions may cache beyond max_cache_bytes, in pages of the store; 0: none.",
         json_schema_extra=PARTY,
     )
     max_queued: int = Field(default=32, ge=0, le=10_000, description="Most sessions that wait for their turn.")
@@ -76,3 +85,16 @@ class Limits(BaseModel):
         description="Most bytes that one party's shares of a model may take.",
         json_schema_extra=PARTY,
     )
+
+    @property
+    def cached_bytes(self) -> int | None:
+        """Bytes that running sessions may cache together, in memory and in pages; None: no limit."""
+        return None if self.max_cache_bytes is None else self.max_cache_bytes + self.max_paged_bytes
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_paged_bytes and self.max_cache_bytes is None:
+            raise ValueError(
+                "max_paged_bytes: nothing leaves memory without a limit on what may lie there: set max_cache_bytes too"
+            )
+        return self

@@ -89,6 +89,12 @@ class RoleConfig(BaseModel):
     store: Path | None = Field(
         default=None, description="Folder in which a party keeps its shares of models.", json_schema_extra=PARTY
     )
+    store_key: Path | None = Field(
+        default=None,
+        description="File with a key (`mpcache store key`) under which pages of the store are encrypted: rows of registered "
+        "prefixes and of caches. Left out: they are not.",
+        json_schema_extra=PARTY,
+    )
     tapes: Path | None = Field(
         default=None,
         description="Folder with tapes that were dealt beforehand (`mpcache deal`), instead of a running dealer, whose name "
@@ -303,7 +309,7 @@ def load_config(path: Path | str) -> RoleConfig:
 def read_config(text: str, path: Path) -> RoleConfig:
     """Return the configuration in a file's text, as `load_config` does; `path`: where the text is, or may be."""
     values = yaml_values(text, path)
-    for key in ("certificates", "store", "tapes"):
+    for key in ("certificates", "store", "store_key", "tapes"):
         if isinstance(values.get(key), str):
             values[key] = path.parent.resolve() / values[key]
     return make_config(values, str(path))

@@ -5,6 +5,7 @@ It sees manifests and clients' names and nothing else: no share, no message of a
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from models.architectures import AnyArchitecture, parse_description
+from models.encoding import EncodingPlan
 from mpc.errors import MpcacheError, WireError
 from mpc.ledger import Ledger
 from mpc.random import new_seed
@@ -174,6 +176,7 @@ class DealerSession(ServedSession):
             start = wire.TapeStart(seed=seed, load=load, fresh=weights is None, rows_load=rows_load, rows_fresh=rows is None)
             outlet.stream.send(wire.TapeMessage(start=start))
         tape = DealerTape(seeds, lambda party, data: outlets[party].append(data), self.ledger, self._program.device)
+        self._flush = tape.flush
         suite = self._program.suite(tape, None)
         if weights is None:
             self.step = "dealing for the model's weights"
@@ -190,14 +193,20 @@ class DealerSession(ServedSession):
         self._dealt = self.ledger.total().offline_bytes
         self.step = "dealing"
         self._program.run(suite, weights, None, self)
+        tape.flush()
 
     # ---- the endpoint ------------------------------------------------------------------------------------------------
     def emit(self, step: int, share: OutputShare) -> bool:
         """Raise the session's error, and `ConfigurationError` where a token took more than it may."""
         self.check()
+        self._flush()
         total = self.ledger.total().offline_bytes
         before, self._dealt = self._dealt, total
-        self.server.costs.check_token((total - before) // (1 if step else self.manifest.prompt_tokens), self.ticket.client)
+        plan = self._program.plan
+        tokens = 1 if step else self.manifest.prompt_tokens
+        if isinstance(plan, EncodingPlan):
+            tokens = math.prod(plan.batches[step])
+        self.server.costs.check_token((total - before) // tokens, self.ticket.client)
         return True
 
     def next_tokens(self, step: int, count: int) -> Tensor | None:
@@ -261,7 +270,7 @@ class DealerServer(RoleServer[DealerSession]):
         outlet.begin()
         return session, stream.outgoing()
 
-    def foresee(self, stream: PeerStream, message: Message) -> Callable[[], None] | None:
+    def foresee(self, stream: PeerStream, message: Message) -> Callable[[], object] | None:
         """Return what a session costs, if that takes time to predict."""
         if message.WhichOneof("content") != "open":
             return None

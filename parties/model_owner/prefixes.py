@@ -96,23 +96,40 @@ def prefixes(config: RoleConfig, model: str | None = None) -> dict[ModelReferenc
 def remove_prefix(config: RoleConfig, model: str | None, name: str) -> list[str]:
     """Take a prefix of a model of this owner's away at all parties that hold one of that name or id; returns the ids. Raises
     `ConfigurationError` where none does, `PermissionRefused`, `PeerError`."""
-    removed: dict[str, None] = {}
+    reference, removed = _taken_away(config, model, lambda one, reference: name in (one.name, one.prefix))
+    if not removed:
+        listed = ", ".join(one.name for one in reference.prefixes) or "none"
+        raise ConfigurationError(f"no party holds a prefix '{name}' of model '{reference.name}'; there are: {listed}")
+    return list(dict.fromkeys(one.prefix for _, one in removed))
+
+
+def remove_strays(config: RoleConfig, model: str | None) -> list[tuple[str, str]]:
+    """Take away prefixes of a model of this owner's that some parties hold and others do not, as after a crash of one while
+    they were stored; returns (party, name) of each. Nobody may be registering one meanwhile. Raises as `remove_prefix`."""
+    _, removed = _taken_away(
+        config, model, lambda one, reference: one.prefix not in {common.prefix for common in reference.prefixes}
+    )
+    return [(party, one.name) for party, one in removed]
+
+
+def _taken_away(
+    config: RoleConfig, model: str | None, chosen: Callable[[wire.HeldPrefix, ModelReference], bool]
+) -> tuple[ModelReference, list[tuple[str, wire.HeldPrefix]]]:
+    """Take the prefixes that are chosen away at all parties that hold them; returns the model, and parties with prefixes."""
+    removed: list[tuple[str, wire.HeldPrefix]] = []
     with connected(config) as channels:
         said = describe_all(config, channels)
         reference = _own(config, common_models(said), model)
         for peer, channel, party in zip(config.parties, channels, said, strict=True):
             held = next(one for one in party.models if one.model == reference.id)
-            for prefix in (one for one in held.prefixes if name in (one.name, one.prefix)):
+            for prefix in (one for one in held.prefixes if chosen(one, reference)):
                 request = wire.RemoveRequest(model=reference.id, prefix=prefix.prefix)
                 try:
                     services.ComputePartyStub(channel).RemovePrefix(request, timeout=config.deadline_seconds)
                 except grpc.RpcError as error:
-                    raise from_rpc(error, peer.name, f"removing prefix {name}") from None
-                removed[prefix.prefix] = None
-    if not removed:
-        listed = ", ".join(one.name for one in reference.prefixes) or "none"
-        raise ConfigurationError(f"no party holds a prefix '{name}' of model '{reference.name}'; there are: {listed}")
-    return list(removed)
+                    raise from_rpc(error, peer.name, f"removing prefix {prefix.name}") from None
+                removed.append((peer.name, prefix))
+    return reference, removed
 
 
 def _own(config: RoleConfig, held: list[ModelReference], model: str | None) -> ModelReference:
@@ -171,7 +188,7 @@ class RegisteringSession(Conversation):
         if state.step:
             raise WireError(f"{stream.peer} sent output {header.step}, one was asked for")
 
-    def _shape_due(self) -> tuple[int, ...]:
+    def _shape_due(self, step: int) -> tuple[int, ...]:
         return (1,)
 
     def _outputs_over(self, state: Incoming) -> bool:

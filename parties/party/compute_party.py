@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from models.architectures import decoder_of, parse_description
-from models.costs.cached import cache_bytes
+from models.costs.cached import kept_bytes
 from models.generation import token_indices
 from mpc.errors import ConfigurationError, EnvironmentProblem, PermissionRefused, WireError
 from mpc.random import SEED_BYTES
@@ -19,6 +19,8 @@ from mpc.ranks import Ranks
 from parties.config.role_config import RoleConfig
 from parties.events import event
 from parties.identity.trust import dealer_of
+from parties.pages.cache_memory import CacheMemory
+from parties.pages.page_store import PageStore
 from parties.party.prefix_store import PrefixStore, StoredPrefix
 from parties.party.rendezvous import PEER_BEAT, Network
 from parties.party.session import Admitted, Holdings, PartySession
@@ -55,13 +57,18 @@ class ComputePartyServer(RoleServer[PartySession]):
         self._ranks = ranks
         assert config.store is not None
         self.store = ModelStore(config.store)
-        self.prefixes = PrefixStore(config.store, config.limits.max_prefix_bytes)
+        limits = config.limits
+        self.pages = PageStore(config.store, config.name, config.store_key)
+        self.prefixes = PrefixStore(self.pages, limits.max_prefix_bytes)
+        self.memory = CacheMemory(self.pages, limits.max_cache_bytes, limits.max_paged_bytes)
         self.tapes: TapeStore | None = None
         if config.tapes is not None and (dealer := dealer_of(config)) is not None:
             self.tapes = TapeStore(config.tapes, config.name, config.index, dealer, lambda: self.identity)
 
         self.groups = StepGroups(Network(config, lambda: self.identity, self.heartbeats, 0.0), self.metrics)
         self.metrics.follow("mpcache_stored_prefixes", lambda: len(self.prefixes.prefixes()))
+        self.metrics.follow("mpcache_cache_bytes", lambda: self.memory.used_bytes)
+        self.metrics.follow("mpcache_paged_bytes", lambda: self.memory.paged_bytes)
         self.metrics.follow("mpcache_stored_models", lambda: len(self.store.models()))
         self.metrics.follow("mpcache_tapes", self.tapes.count if self.tapes is not None else lambda: 0)
 
@@ -83,13 +90,14 @@ class ComputePartyServer(RoleServer[PartySession]):
         id = check_id(message.open.session, "session", stream.peer)
         manifest = Manifest.parse(message.open.manifest, stream.peer)
         self.check_open()
-        facts = self._checked(manifest, stream.peer)
+        facts = self._allowed(manifest, stream.peer)
+        predicted = self.costs.check(manifest, parse_description(facts.architecture), stream.peer)
         blocks, text = self._blocks(manifest, facts), _public_text(manifest, message.open.text, stream.peer)
         if text is not None:
             token_indices(text, decoder_of(parse_description(facts.architecture), "a prefix's model").vocabulary)
-        demand = self._demand(manifest, facts, stream.peer)
+        demand = self._demand(manifest, facts, stream.peer, predicted.kept)
         ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(stream.peer, demand)
-        holdings = Holdings(self.store, self.prefixes, self.tapes, self.groups, self._ranks)
+        holdings = Holdings(self.store, self.prefixes, self.memory, self.tapes, self.groups, self._ranks)
         admitted = Admitted(id, manifest, facts, ticket, stream, blocks, text)
         session = self.hold(ticket, lambda: PartySession(self, holdings, admitted))
         event(
@@ -108,19 +116,21 @@ class ComputePartyServer(RoleServer[PartySession]):
         session.start()
         return session, stream.outgoing()
 
-    def _demand(self, manifest: Manifest, facts: StoredModel, client: str) -> Demand:
-        """Return what a session asks of this party. Raises `ConfigurationError` for more memory than there ever is."""
+    def _demand(self, manifest: Manifest, facts: StoredModel, client: str, kept: int | None) -> Demand:
+        """Return what a session asks of this party. kept: bytes that its policy keeps of the prompt. Raises
+        `ConfigurationError` for more memory, and pages, than there ever are."""
         limits, new = self.config.limits, manifest.new_tokens
         prompt = manifest.prefix_tokens + sum(manifest.chunk_tokens) + manifest.prompt_tokens
-        memory = cache_bytes(parse_description(facts.architecture), prompt, new)
-        if limits.max_cache_bytes is not None and memory > limits.max_cache_bytes:
+        memory, most = kept_bytes(parse_description(facts.architecture), prompt, new, kept), limits.cached_bytes
+        if most is not None and memory > most:
             raise ConfigurationError(
                 f"the session of {client} would cache {memory:,} bytes ({prompt} prompt and {new} new tokens), {self.name} "
-                f"allows {limits.max_cache_bytes:,}: shorten it, or raise 'max_cache_bytes' in its 'limits'"
+                f"allows {most:,}: shorten it, choose a policy that keeps less, or raise 'max_cache_bytes' or "
+                "'max_paged_bytes' in its 'limits'"
             )
         return Demand(memory, new / manifest.prompt_tokens if limits.max_in_step > 1 else 0.0)
 
-    def foresee(self, stream: PeerStream, message: Message) -> Callable[[], None] | None:
+    def foresee(self, stream: PeerStream, message: Message) -> Callable[[], object] | None:
         """Return what a client's session costs, if that takes time to predict."""
         if message.WhichOneof("content") != "open":
             return None
@@ -131,13 +141,8 @@ class ComputePartyServer(RoleServer[PartySession]):
             return None
         return lambda: self.costs.check(manifest, architecture, stream.peer)
 
-    def _checked(self, manifest: Manifest, client: str) -> StoredModel:
-        """Return the model of a session that may be. Raises a typed error for one that may not."""
-        facts = self._allowed(manifest, client)
-        self.costs.check(manifest, parse_description(facts.architecture), client)
-        return facts
-
     def _allowed(self, manifest: Manifest, client: str) -> StoredModel:
+        """Return the model of a session that may be, whatever it costs. Raises a typed error for one that may not."""
         check_version(manifest, client, self.version, self.name)
         self.check_parties(client, manifest.parties)
         self.permissions.check_lengths(manifest, client)
@@ -202,6 +207,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         """As in `RoleServer`."""
         super().stop(grace)
         self.groups.stop()
+        self.pages.close()
 
     # ---- models ----------------------------------------------------------------------------------------------------
     def receive_model(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:

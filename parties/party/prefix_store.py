@@ -1,9 +1,9 @@
 """A compute party's shares of registered prefixes on disk: what sessions of later days begin behind, after a restart too.
 
-A prefix is a folder named by its id, in the folder `prefixes` of the store: `prefix.json` (public facts, and SHA-256 of the
-rest) and one `NNNN.safetensors` for the keys, and one for the values, of each layer: this party's share in Z_2^64
-(`models.prefixes`). It is written while a session computes it, and seen when the model owner has said that no value left its
-range (`parties.party.registering`). As of models, every storing has a nonce of the party's own, to which masks belong.
+A prefix owns pages of the store (`parties.pages.page_store`): one for the keys, and one for the values, of each layer, this
+party's share in Z_2^64 (`models.prefixes`). They are written while a session computes them, and seen, all at once, when the
+model owner has said that no value left its range (`parties.party.registering`); the public facts lie in the index beside
+them. As of models, every storing has a nonce of the party's own, to which masks belong.
 
 Rows fit one storing of a model, one suite with its fraction bits and options, and one set of parties, in order. Nothing in
 them depends on the dealer: masks come from the dealer of the session that loads them.
@@ -11,12 +11,9 @@ them depends on the dealer: masks come from the dealer of the session that loads
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -25,23 +22,15 @@ from torch import Tensor
 
 from models.architectures import decoder_of, parse_description
 from models.prefix_rows import rows_shapes
-from mpc.errors import CheckpointError, ConfigurationError, EnvironmentProblem, MpcacheError
+from mpc.errors import CheckpointError, ConfigurationError, MpcacheError
 from parties.events import log
+from parties.pages.index import Owner, PageRow
+from parties.pages.page_store import Incoming, PageStore, named_page
 from parties.party.store import StoredModel
-from parties.party.stored_folder import (
-    Digest,
-    IncomingFolder,
-    check_of,
-    checked_share,
-    load_checked,
-    made_root,
-    remove_folder,
-)
-from parties.wire.manifest import ID_PATTERN, Identifier, Manifest, PrefixName
+from parties.party.stored_folder import checked_share
+from parties.wire.manifest import Identifier, Manifest, PrefixName
 from protocols.options import OptionValue
 
-FOLDER = "prefixes"
-FACTS = "prefix.json"
 REMEDY = "let the model owner take the prefix away and register it again (`mpcache prefix rm`, `mpcache prefix add`)"
 ELEMENT_BYTES = 8
 IDS = "ids"  # of a secret text, shared
@@ -121,65 +110,49 @@ def _words(options: Mapping[str, OptionValue]) -> str:
     return ", ".join(f"{name}={value}" for name, value in options.items()) or "as usual"
 
 
-class PrefixFiles(BaseModel):
-    """`prefix.json`. files: SHA-256 of each file's content by its name without ending; check: of facts and files."""
+class IncomingPrefix:
+    """A prefix that is being stored; nobody sees it until `PrefixStore.complete`. Raises `EnvironmentProblem` when the disk
+    refuses."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    facts: StoredPrefix
-    files: dict[str, Digest]
-    check: Digest
-
-
-class IncomingPrefix(IncomingFolder):
-    """A prefix that is being stored; nobody sees it until `PrefixStore.complete`."""
-
-    def __init__(self, root: Path, facts: StoredPrefix) -> None:
-        super().__init__(root, "prefix store", "register the prefix again")
+    def __init__(self, pages: PageStore, facts: StoredPrefix) -> None:
         self.facts = facts
+        self.pages: Incoming = pages.begin(facts.prefix, "register the prefix again")
 
     def rows(self, name: str, share: Tensor) -> None:
-        """Store the share of the next rows, in the order of `StoredPrefix.shapes`. Raises `EnvironmentProblem`."""
-        shapes = self.facts.shapes()
-        if list(shapes)[len(self.files)] != name or tuple(share.shape) != shapes[name]:
+        """Store the share of the next rows, in the order of `StoredPrefix.shapes`."""
+        shapes, count = self.facts.shapes(), len(self.pages.rows)
+        if list(shapes)[count] != name or tuple(share.shape) != shapes[name]:
             raise RuntimeError(f"rows '{name}' {list(share.shape)} are not those that are due")
-        self.write(f"{len(self.files):04d}", {"share": share.detach().cpu().contiguous()})
+        self._write(f"{count:04d}", share)
 
     def ids(self, share: Tensor) -> None:
-        """Store the share of a secret text's token ids, behind all rows. Raises `EnvironmentProblem`."""
-        self.write(IDS, {"share": share.detach().cpu().contiguous()})
+        """Store the share of a secret text's token ids, behind all rows."""
+        self._write(IDS, share)
 
-    def publish(self) -> None:
-        """Make the prefix visible. All of it is on disk when this returns."""
-        found = PrefixFiles(facts=self.facts, files=dict(self.files), check=check_of(self.facts, self.files))
-        self.commit(self.facts.prefix, FACTS, found.model_dump_json(indent=1).encode())
+    def _write(self, name: str, share: Tensor) -> None:
+        self.pages.write(name, {"share": share.detach().cpu().contiguous()})
 
 
 class PrefixStore:
-    """All registered prefixes of one party. store: the folder of its models. most: bytes that rows may take together.
+    """All registered prefixes of one party. pages: where their rows lie. most: bytes that rows may take together."""
 
-    Raises `EnvironmentProblem` when the folder cannot be written.
-    """
-
-    def __init__(self, store: Path, most: int) -> None:
-        self.root = store / FOLDER
+    def __init__(self, pages: PageStore, most: int) -> None:
+        self.pages = pages
         self.most = most
         self._lock = threading.Lock()
-        self._held: dict[str, PrefixFiles] = {}
+        self._held: dict[str, tuple[StoredPrefix, Owner]] = {}
         self._coming: dict[str, int] = {}  # bytes that are being written, by id
-        made_root(self.root, "prefix store")
-        for folder in sorted(self.root.iterdir()):
-            if ID_PATTERN.fullmatch(folder.name):
-                try:
-                    found = read(folder)
-                    self._held[found.facts.prefix] = found
-                except MpcacheError as error:
-                    log.warning("%s", error)
+        for owner in pages.owners("prefix"):
+            try:
+                found = read(owner)
+                self._held[found.prefix] = found, owner
+            except MpcacheError as error:
+                log.warning("%s", error)
 
     def prefixes(self) -> list[StoredPrefix]:
         """Return all stored prefixes."""
         with self._lock:
-            return [found.facts for found in self._held.values()]
+            return [facts for facts, _ in self._held.values()]
 
     def of_model(self, model: str) -> list[StoredPrefix]:
         """Return the stored prefixes of a model."""
@@ -189,13 +162,13 @@ class PrefixStore:
         """Return one stored prefix."""
         with self._lock:
             found = self._held.get(prefix)
-            return None if found is None else found.facts
+            return None if found is None else found[0]
 
     def begin(self, facts: StoredPrefix) -> IncomingPrefix:
         """Start to store a prefix. Raises `ConfigurationError` when its id or its name is taken, or it has no room."""
         with self._lock:
             self._check(facts)
-            taken = sum(self._coming.values()) + sum(found.facts.size for found in self._held.values())
+            taken = sum(self._coming.values()) + sum(found.size for found, _ in self._held.values())
             if taken + facts.size > self.most:
                 raise ConfigurationError(
                     f"the rows of prefix {facts.name} take {facts.size:,} bytes beside {taken:,} of others, and this party "
@@ -204,13 +177,13 @@ class PrefixStore:
                 )
             self._coming[facts.prefix] = facts.size
         try:
-            return IncomingPrefix(self.root, facts)
+            return IncomingPrefix(self.pages, facts)
         except BaseException:
             self._arrived(facts)
             raise
 
     def _check(self, facts: StoredPrefix) -> None:
-        held = [found.facts for found in self._held.values()]
+        held = [found for found, _ in self._held.values()]
         if facts.prefix in self._held or facts.prefix in self._coming:
             raise ConfigurationError(f"prefix {facts.prefix} is stored already: register it under a new id")
         if any((other.model, other.name) == (facts.model, facts.name) for other in held):
@@ -228,30 +201,22 @@ class PrefixStore:
         with self._lock:
             self._coming.pop(facts.prefix, None)
             self._check(facts)
-            incoming.publish()
-            self._held[facts.prefix] = PrefixFiles(
-                facts=facts, files=dict(incoming.files), check=check_of(facts, incoming.files)
-            )
+            incoming.pages.commit(facts.model_dump(mode="json"))
+            self._held[facts.prefix] = facts, incoming.pages.owner
 
     def discard(self, incoming: IncomingPrefix) -> None:
         """Remove what was written of a prefix that is not to be stored."""
-        incoming.discard()
+        incoming.pages.discard()
         self._arrived(incoming.facts)
 
     def remove(self, facts: StoredPrefix) -> None:
-        """Take a prefix away; a session that has not loaded all of its rows yet fails.
-
-        Raises `EnvironmentProblem` when its folder cannot be removed; then the prefix is still there.
-        """
+        """Take a prefix away; a session that has not loaded all of its rows yet fails. Raises `EnvironmentProblem` when the
+        disk refuses; then the prefix is still there."""
         with self._lock:
-            try:
-                gone = remove_folder(self.root, facts.prefix)
-            except OSError as error:
-                raise EnvironmentProblem(
-                    f"prefix {facts.name} cannot be removed from the prefix store ({error.strerror}): check its permissions"
-                ) from None
-            self._held.pop(facts.prefix, None)
-        shutil.rmtree(gone, ignore_errors=True)  # what is left goes at the next start
+            found = self._held.get(facts.prefix)
+            if found is not None:
+                self.pages.remove(found[1])
+                del self._held[facts.prefix]
 
     def share(self, facts: StoredPrefix, name: str) -> Tensor:
         """Return this party's share of rows, int64 [G, S, C] in Z_2^64. Secret.
@@ -271,30 +236,22 @@ class PrefixStore:
     def _load(self, facts: StoredPrefix, name: str, shape: tuple[int, ...]) -> Tensor:
         with self._lock:
             found = self._held.get(facts.prefix)
-            if found is None or found.facts.nonce != facts.nonce:
-                raise CheckpointError(f"prefix {facts.name} was removed while its rows were loaded: ask without it")
-        return load_rows_of(self.root / facts.prefix, found, name, shape)
+        if found is None or found[0].nonce != facts.nonce:
+            raise CheckpointError(f"prefix {facts.name} was removed while its rows were loaded: ask without it")
+        owner = found[1]
+        rows: dict[str, PageRow] = self.pages.index.pages(owner)
+        tensors = self.pages.read(owner, name, rows.get(name), REMEDY)
+        return checked_share(tensors.get("share"), shape, torch.int64, named_page(owner, name), REMEDY)
 
 
-def read(folder: Path) -> PrefixFiles:
-    """Return the facts of a stored prefix. Raises `CheckpointError` where they are not what was stored, or a file is
-    missing."""
-    named = f"{FOLDER}/{folder.name} of the store"
+def read(owner: Owner) -> StoredPrefix:
+    """Return the facts of a stored prefix. Raises `CheckpointError` where they are none."""
     try:
-        found = PrefixFiles.model_validate_json((folder / FACTS).read_bytes())
-        count = len(found.facts.shapes())
-    except (OSError, ValidationError, ConfigurationError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{named} is not a stored prefix ({type(error).__name__}): remove it, and {REMEDY}") from None
-    if found.check != check_of(found.facts, found.files) or found.facts.prefix != folder.name:
-        raise CheckpointError(f"{named}: {FACTS} is not what was stored: remove the folder, and {REMEDY}")
-    for name in [*(f"{number:04d}" for number in range(count)), *([IDS] if found.facts.text is None else [])]:
-        if name not in found.files or not (folder / f"{name}.safetensors").is_file():
-            raise CheckpointError(f"{named}: {name}.safetensors is missing: remove the folder, and {REMEDY}")
+        found = StoredPrefix.model_validate(owner.facts)
+        found.shapes()
+    except (ValidationError, ConfigurationError) as error:
+        raise CheckpointError(
+            f"the index of the store says nothing of {owner.folder} that this version can read ({type(error).__name__}): "
+            f"remove it (`mpcache store gc`), and {REMEDY}"
+        ) from None
     return found
-
-
-def load_rows_of(folder: Path, found: PrefixFiles, name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return the share in a file of a stored prefix. Raises `CheckpointError` as `PrefixStore.share` does."""
-    named = f"{FOLDER}/{folder.name}/{name}.safetensors of the store"
-    tensors = load_checked(folder / f"{name}.safetensors", found.files.get(name), named, REMEDY)
-    return checked_share(tensors.get("share"), shape, torch.int64, named, REMEDY)

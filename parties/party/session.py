@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from mpc.ledger import Ledger
 from mpc.ranks import Ranks
 from mpc.tape import PartyTape
 from parties.errors import SessionFinished
+from parties.pages.cache_memory import CacheMemory, SessionPager
 from parties.party.client_endpoint import ClientEndpoint
 from parties.party.greeting import Greetings
 from parties.party.prefix_store import PrefixStore, StoredPrefix
@@ -43,10 +45,12 @@ from protocols.suite import Suite
 @dataclass(frozen=True)
 class Holdings:
     """What a party has for all its sessions: shares of models and tapes on disk, the latter where it takes them from a
-    folder, which sessions run in step, and the party's ranks, where it is more than one process."""
+    folder, memory for what they cache, which sessions run in step, and the party's ranks, where it is more than one
+    process."""
 
     models: ModelStore
     prefixes: PrefixStore
+    memory: CacheMemory
     tapes: TapeStore | None
     groups: StepGroups
     ranks: Ranks | None = None
@@ -112,6 +116,8 @@ class PartySession(ServedSession):
         self._groups, self._ranks = holdings.groups, holdings.ranks
         self._member: StepMember | None = None
         self._preprocessing: Preprocessing | None = None
+        self._memory = holdings.memory
+        self._pager: SessionPager | None = None
 
     # ---- life ------------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -136,6 +142,8 @@ class PartySession(ServedSession):
             self._registering.discard()
         if self._member is not None:
             self._member.leave()
+        if self._pager is not None:
+            self._pager.close()
         if self._preprocessing is not None:
             self._preprocessing.stop()
         try:
@@ -220,12 +228,23 @@ class PartySession(ServedSession):
         self.trace.stage("prefill")
         if (member := self._member) is not None:
             member.enter()
-            channel.member, self.endpoint.away = member, member.away
+            channel.member = member
+        self._pager = suite.pager = self._memory.pager(self.id)
+        self.endpoint.away = self._away
         if self._registering is None:
             self._program.run(suite, weights, prompt, self.endpoint)
             return
         self._program.run(suite, weights, prompt, self.endpoint, self._registering.keep)
         self._registering.finish(self.endpoint, self.role, prompt)
+
+    @contextmanager
+    def _away(self) -> Iterator[None]:
+        """Let the others go on, and have this session's memory, while it waits for its client."""
+        with (
+            nullcontext() if self._pager is None else self._pager.waits(),
+            nullcontext() if self._member is None else self._member.away(),
+        ):
+            yield
 
     def _prompt(self) -> torch.Tensor:
         """Return this party's share of the prompt: what the client sends, behind the tokens of chunks that are computed

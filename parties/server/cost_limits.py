@@ -73,8 +73,8 @@ class Costs:
         predictor = self._predictor(manifest, architecture)
         return predictor.known(manifest.prompt_tokens, manifest.new_tokens) or self._was_too_long(manifest)
 
-    def check(self, manifest: Manifest, architecture: AnyArchitecture, client: str) -> None:
-        """Predict a session and compare with the limits.
+    def check(self, manifest: Manifest, architecture: AnyArchitecture, client: str) -> Prediction:
+        """Predict a session, compare with the limits, and return what was predicted.
 
         Raises `ConfigurationError` naming the setting, the value predicted and the limit, or that nothing could be
         predicted in time; `Busy` when the client has used up its time for predictions.
@@ -95,6 +95,7 @@ class Costs:
                     f"{manifest.new_tokens} new tokens), {self._server} allows {limit:,}: shorten it, choose another "
                     f"policy or other options, or raise '{setting}' in {where}"
                 )
+        return prediction
 
     def check_token(self, dealt: int, client: str) -> None:
         """Raise `ConfigurationError` when more has been dealt for one token than the client is allowed, whatever was
@@ -119,6 +120,7 @@ class Costs:
             str(manifest.draft),
             str(manifest.prefix_tokens),
             str((manifest.chunk_tokens, manifest.chunk_again)),
+            str(manifest.text_tokens),
         )
         sizes = (str(manifest.prompt_tokens), str(manifest.new_tokens)) if lengths else ()
         return (*parts, str(len(manifest.parties)), *sizes)
@@ -141,6 +143,7 @@ class Costs:
                     draft,
                     manifest.prefix_tokens,
                     manifest.plan.chunks,
+                    tuple(manifest.text_tokens),
                 )
                 self._predictors[key] = Predictor(architecture, setting)
                 while len(self._predictors) > KEPT:

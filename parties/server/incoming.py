@@ -39,7 +39,7 @@ class StreamCall:
     heartbeat: Message
     authorise: Authorise
     accept: Callable[[PeerStream, Message], tuple[Session, Iterator[Message]]]
-    foresee: Callable[[PeerStream, Message], Callable[[], None] | None] = lambda stream, message: None
+    foresee: Callable[[PeerStream, Message], Callable[[], object] | None] = lambda stream, message: None
 
 
 class Refusals:
@@ -174,7 +174,7 @@ class IncomingCalls:
         self._heartbeats.add(stream)
         return stream
 
-    def _meanwhile(self, stream: PeerStream, work: Callable[[], None]) -> Iterator[Message]:
+    def _meanwhile(self, stream: PeerStream, work: Callable[[], object]) -> Iterator[Message]:
         """Yield signs of life until work() is done. Raises what it raises, or the call's error."""
         with ThreadPoolExecutor(1, thread_name_prefix="foresee") as pool:
             running = pool.submit(work)

@@ -95,6 +95,8 @@ METRICS = (
     ),
     Metric(Counter, "mpcache_model_loads_total", (), "Times that a model's weights were loaded."),
     Metric(Gauge, "mpcache_loaded_models", (), "Loads kept in memory."),
+    Metric(Gauge, "mpcache_cache_bytes", (), "Rows of sessions in memory, where 'max_paged_bytes' is set.", _PARTY),
+    Metric(Gauge, "mpcache_paged_bytes", (), "Rows of sessions in pages of the store.", _PARTY),
     Metric(Gauge, "mpcache_stored_prefixes", (), "Registered prefixes whose rows are stored.", _PARTY),
     Metric(Gauge, "mpcache_stored_models", (), "Models whose shares are stored.", _PARTY),
     Metric(Gauge, "mpcache_tapes", (), "Unused tapes on disk; 0 without 'tapes'.", _PARTY),

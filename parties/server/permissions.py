@@ -14,6 +14,9 @@ from parties.wire.manifest import Manifest
 from protocols.registry import SUITES
 
 FURTHER_CALLS = 8  # descriptions, a probe, calls that are being resumed
+TEXTS = (
+    "; ask for fewer texts at once, or write the limit as `max_prompt_tokens` under `limits` of the client's configuration"
+)
 _ANYBODY = ClientGrant(name="anybody")  # no limits of its own
 _ANY_MODEL = ModelGrant(name="*")
 _UNSET = object()
@@ -116,6 +119,7 @@ class Permissions:
             raise ConfigurationError(
                 f"{manifest.computed_tokens} prompt and {manifest.new_tokens} new tokens exceed the limits of {self._server}"
                 f"{f' for {client}' if own else ''}: {prompt} and {new}"
+                f"{TEXTS if manifest.text_tokens else ''}"
             )
 
     def check_suite(self, manifest: Manifest, client: str | None = None) -> None:

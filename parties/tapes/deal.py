@@ -49,7 +49,8 @@ class DealSpec:
     """What to deal: `sessions` tapes for every prompt length of `prompts`, each for up to `new_tokens` new tokens.
 
     A tape serves one session whose prompt has exactly its length, and whose temperature is the one that its noise was dealt
-    for (decoding "sample"). policy: the cache policy's text. program: what the sessions compute.
+    for (decoding "sample"). policy: the cache policy's text. program: what the sessions compute. texts: of an encoder's
+    session, each of a length of `prompts`, padding included.
     """
 
     prompts: Sequence[int]
@@ -60,6 +61,7 @@ class DealSpec:
     temperature: float | None = None
     policy: str = "full"
     program: Program = MODEL
+    texts: int = 1
 
     @property
     def tapes(self) -> int:
@@ -79,10 +81,11 @@ class DealSpec:
     def programs(self, load: str, architecture: AnyArchitecture, config: RoleConfig) -> list[SessionProgram]:
         """Return the program of each prompt length. load: its id, which stands for the model's: which one that is is decided
         when the load is used. Raises `ConfigurationError`."""
-        plans = [
-            make_plan(Lengths(prompt, self.new_tokens), self.decoding, self.policy, self.temperature, None)
+        lengths = [
+            Lengths(prompt * self.texts, self.new_tokens, texts=(prompt,) * self.texts if self.texts > 1 else ())
             for prompt in self.prompts
         ]
+        plans = [make_plan(one, self.decoding, self.policy, self.temperature, None) for one in lengths]
         manifests = [Manifest.of(load, architecture, self.suite, plan, config.party_names) for plan in plans]
         return [SessionProgram.of(self.program, manifest, architecture, config.device) for manifest in manifests]
 

@@ -91,6 +91,7 @@ class TapeDealing:
             tapes = [writers.enter_context(closing(w)) for w in _writers(folders, tape, seeds)]
             end = DealerTape(seeds, lambda party, data: tapes[party].append(data), device=program.device)
             program.run(program.suite(end, None), weights, None, self)
+            end.flush()
             self._finish(program, tapes, number)
         return tape
 
@@ -127,4 +128,6 @@ def _writers(folders: Sequence[Path], tape: str, seeds: Sequence[bytes]) -> Iter
 
 
 def _load(program: SessionProgram, tape: DealerTape) -> dict[str, Any]:
-    return program.load(program.suite(tape, None), lambda name: None)
+    weights = program.load(program.suite(tape, None), lambda name: None)
+    tape.flush()
+    return weights

@@ -36,6 +36,8 @@ LENGTHS = ("prompt_tokens", "new_tokens")
 
 def describe(program: ProgramFacts) -> str:
     """Return the lengths that a tape serves, in words."""
+    if program.text_tokens:
+        return f"{len(program.text_tokens)} texts of {min(program.text_tokens)} to {max(program.text_tokens)} tokens"
     return f"a prompt of {program.prompt_tokens} and up to {program.new_tokens} new tokens"
 
 

@@ -20,6 +20,7 @@ from models.chunks import MOST_CHUNKS, ChunkPlan
 from models.costs.expert_ways import OPTION as WAY
 from models.costs.expert_ways import with_way
 from models.drafting import MOST_GUESSES, DraftPlan
+from models.encoding import MOST_TEXTS, EncodingPlan
 from models.generation import check_agreed_temperature
 from models.plans import AnyPlan, Leaving, Lengths, make_plan
 from models.prefixes import ROWS
@@ -27,7 +28,7 @@ from mpc.errors import ConfigurationError, ManifestMismatch, WireError
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 ID_PATTERN = re.compile(r"[0-9a-f]{32}")
 MANIFEST_BYTES = 1 << 16
 
@@ -67,8 +68,9 @@ class ProgramFacts(BaseModel):
     architecture: hash of its canonical JSON. decoding: what leaves the program, of a decoder or an encoder. options: the
     suite's own settings. temperature: of the dealt noise, with decoding "sample" and only there. draft: guesses of a drafted
     step, 0 without a draft. prefix_tokens: of the registered prefix that the prompt continues, 0 without one;
-    chunk_tokens: of each chunk between them, chunk_again: how many of its first are computed again. parties: names in order
-    of their index. tables: hash of the public tables that shares are multiplied by (`models.public_tables`).
+    chunk_tokens: of each chunk between them, chunk_again: how many of its first are computed again. text_tokens: of each
+    text of an encoder's session, padding included, none where it has but one; prompt_tokens: of all of them. parties: names
+    in order of their index. tables: hash of the public tables that shares are multiplied by (`models.public_tables`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -83,6 +85,7 @@ class ProgramFacts(BaseModel):
     chunk_tokens: Annotated[list[Annotated[int, Field(ge=1, le=1 << 24)]], Field(max_length=MOST_CHUNKS)]
     chunk_again: Annotated[int, Field(ge=0, le=1 << 24)]
     prompt_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
+    text_tokens: Annotated[list[Annotated[int, Field(ge=1, le=1 << 24)]], Field(max_length=MOST_TEXTS)] = []
     new_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     decoding: Leaving
     temperature: float | None
@@ -110,7 +113,7 @@ class ProgramFacts(BaseModel):
         """Return the plan. Raises `ConfigurationError` for one that cannot be."""
         draft = DraftPlan(self.draft) if self.draft else None
         chunks = ChunkPlan(tuple(self.chunk_tokens), self.chunk_again) if self.chunk_tokens else None
-        lengths = Lengths(self.prompt_tokens, self.new_tokens, self.prefix_tokens, chunks)
+        lengths = Lengths(self.prompt_tokens, self.new_tokens, self.prefix_tokens, chunks, tuple(self.text_tokens))
         return make_plan(lengths, self.decoding, self.policy, self.temperature, draft)
 
 
@@ -151,6 +154,7 @@ class Manifest(ProgramFacts):
             chunk_tokens=[] if plan.chunks is None else list(plan.chunks.lengths),
             chunk_again=0 if plan.chunks is None else plan.chunks.again,
             prompt_tokens=plan.prompt_tokens,
+            text_tokens=list(plan.texts) if isinstance(plan, EncodingPlan) and len(plan.texts) > 1 else [],
             new_tokens=plan.new_tokens,
             decoding=plan.decoding,
             temperature=plan.temperature,

@@ -70,6 +70,7 @@ from protocols.suite import Activation, Linear, Norm, Value
 from protocols.value import there
 
 INVERSE_BITS = 26
+MOST_BITS = 46  # ring bits of what is divided by, where no bound is known
 
 
 class CryptenSuite(CryptenLinear):
@@ -218,6 +219,13 @@ class CryptenSuite(CryptenLinear):
             watched = "value" if kind is None and not x.bounded else None
             return masked_factors.mask_for_reuse(self.session, self._standard(x), watched, KEY_LIMIT)
 
+    async def append(self, cache: Value, new: Value, dim: int, kind: str | None = None) -> Value:
+        """As in `Suite`."""
+        found, before = own_value(await super().append(cache, new, dim, kind)), own_value(cache)
+        if dim == 1:
+            found.lineage = before.lineage
+        return found
+
     async def unattended(self, mass: Value) -> None:
         """As in `Suite`: 1 round, 8 bytes per element; CrypTen's own way has no flags."""
         if self._own is None:
@@ -321,7 +329,15 @@ class CryptenSuite(CryptenLinear):
             return await super().reciprocal(x, least, most)
         own = own_value(x)
         low = max(0, math.floor(math.log2(least) + own.fraction_bits))
-        high = math.floor(math.log2(most) + own.fraction_bits) + 1
+        high = min(MOST_BITS, math.floor(math.log2(min(most, 2.0**MOST_BITS)) + own.fraction_bits) + 1)
         with operation("merging"):
             share = reciprocal.reciprocal(self.session, own.share, own.fraction_bits, low, high, INVERSE_BITS)
             return self._value(share, INVERSE_BITS)
+
+    async def exp_negative(self, x: Value, most: float) -> Value:
+        """Return e^-x with 30 fraction bits, x at most 2^17; see `protocols.crypten.softmax`."""
+        if self._own is not None:
+            return await super().exp_negative(x, most)
+        with operation("exponential"):
+            below = self._standard(-own_value(x)).share
+            return self._value(softmax.exp_negative(self.session, below, self.fraction_bits), softmax.EXP_BITS)

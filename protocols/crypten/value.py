@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from mpc.fixed_point import encode
 from mpc.ledger import NO_OPERATION, current, operation
 from mpc.shape_tensor import broadcast
 from protocols.crypten.binding.library import plain, wrapped
+from protocols.row_tensors import Fill, RowTensors
 from protocols.suite import Value
 
 
@@ -22,19 +23,24 @@ def on_device(x: Tensor, device: torch.device) -> Tensor:
     return x if x.device == device else x.to(device)
 
 
+class Lineage:
+    """Stands for rows to which others are appended; nothing but itself."""
+
+
 class CryptenValue(Value):
     """A secret. share: this party's int64 share [any] (meta at the dealer); party: its index; bounded: by its making.
 
     The class `ArithmeticSharedTensor` of CrypTen is the border: `tensor` wraps the share, `from_tensor` reads one.
     """
 
-    __slots__ = ("bounded", "fraction_bits", "party", "share")
+    __slots__ = ("bounded", "fraction_bits", "lineage", "party", "share")
 
     def __init__(self, share: Tensor, fraction_bits: int, party: int, bounded: bool = False) -> None:
         self.share = share
         self.fraction_bits = fraction_bits
         self.party = party
         self.bounded = bounded
+        self.lineage = Lineage()  # of cached rows: the same as long as rows are only appended
 
     @property
     def tensor(self) -> Any:
@@ -57,6 +63,30 @@ class CryptenValue(Value):
     def shape(self) -> torch.Size:
         """Public shape."""
         return self.share.shape
+
+    def _held(self) -> tuple[Tensor, ...]:
+        """All that this party holds."""
+        return (self.share,)
+
+    def _again(self, held: Sequence[Tensor]) -> CryptenValue:
+        return self._view(held[0])
+
+    def row_tensors(self) -> RowTensors | None:
+        held = self._held()
+        if any(t.is_meta for t in held) or len(self.shape) != 3:
+            return None
+        shape, lineage, bare = self.shape, self.lineage, self._again([t.new_empty(0) for t in held])
+
+        def empty(count: int) -> Fill:
+            whole = (shape[0], count, shape[2])
+            made = [torch.empty(whole, dtype=t.dtype, device=t.device) for t in bare._held()]
+
+            def filled(start: int) -> CryptenValue:
+                return bare._again([t[:, start:] for t in made])
+
+            return tuple(made), filled
+
+        return RowTensors(lineage, 0, held, empty)
 
     def like(self, share: Tensor) -> CryptenValue:
         """Return another share with the same fraction bits."""
@@ -146,6 +176,13 @@ class CryptenWeight(CryptenValue):
     def element_bytes(self) -> int:
         """Return what an element takes: its share and W - b."""
         return 16
+
+    def _held(self) -> tuple[Tensor, ...]:
+        return tuple(t for t in (self.share, self.difference, self.mask) if t is not None)
+
+    def _again(self, held: Sequence[Tensor]) -> CryptenValue:
+        difference = None if self.difference is None else held[1]
+        return CryptenWeight(held[0], self.fraction_bits, self.party, difference, None)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> CryptenWeight:
         difference = None if self.difference is None else move(self.difference)

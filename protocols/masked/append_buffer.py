@@ -9,13 +9,15 @@ Local; no round, no byte. Memory: at most an eighth more than the rows, and 64 r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from mpc.shape_tensor import shape_tensor
 from protocols.masked.shares import Masked
+from protocols.row_tensors import Fill, RowTensors
+from protocols.value import Value
 
 SPARE = 64
 SHARE = 8
@@ -29,7 +31,13 @@ class _Buffer:
         self.dim = dim
         self.capacity = capacity
         self.filled = 0
+        self.given_up: int | None = None  # the first row that was given up since somebody asked (`changed`)
         self.m, self.lam = (_room(t, whole) for t in (like.m, like.lam))
+
+    def changed(self) -> int | None:
+        """Return the row from which rows may be others than when this was asked last; None: none are."""
+        found, self.given_up = self.given_up, None
+        return found
 
     def write(self, x: Masked) -> None:
         """Write rows behind what there is."""
@@ -47,15 +55,20 @@ def _room(like: Tensor, shape: Sequence[int]) -> Tensor:
 class AppendBuffer:
     """Rows `start` to `stop` of a buffer."""
 
-    def __init__(self, buffer: _Buffer, start: int, stop: int, bits: int, frac: int) -> None:
+    def __init__(self, buffer: _Buffer, start: int, stop: int, bits: int, frac: int, lowest: int | None = None) -> None:
         self._buffer, self._start, self._stop = buffer, start, stop
         m, lam = (t.narrow(buffer.dim, start, stop - start) for t in (buffer.m, buffer.lam))
-        self.value = Masked(m, lam, bits, frac)
+        self.value = Masked(m, lam, bits, frac, lowest)
 
     @property
     def dim(self) -> int:
         """The axis along which rows are appended."""
         return self._buffer.dim
+
+    @property
+    def source(self) -> tuple[_Buffer, int]:
+        """The storage, and the place of the first row in it."""
+        return self._buffer, self._start
 
     def part(self, start: int, stop: int) -> AppendBuffer:
         """Return rows `start` to `stop` of these."""
@@ -63,7 +76,9 @@ class AppendBuffer:
 
     def release(self, stop: int) -> AppendBuffer:
         """Return the first `stop` rows; what follows is given up: no value that holds it may be used any more."""
-        self._buffer.filled = self._start + stop
+        buffer = self._buffer
+        buffer.filled = self._start + stop
+        buffer.given_up = buffer.filled if buffer.given_up is None else min(buffer.given_up, buffer.filled)
         return self.part(0, stop)
 
     def append(self, new: Masked) -> AppendBuffer:
@@ -85,3 +100,26 @@ def append_buffer(x: Masked, dim: int, more: int = 0) -> AppendBuffer:
     buffer = _Buffer(x.shape, dim, rows + max(SPARE, rows // SHARE, more), x)
     buffer.write(x)
     return AppendBuffer(buffer, 0, rows, x.bits, x.frac)
+
+
+def rows_of(x: Masked, rows: AppendBuffer | None, wrap: Callable[[Masked, AppendBuffer], Value]) -> RowTensors:
+    """Return a masked value [G, S, C] as tensors; `rows` is where it lies, if that is an append buffer along axis 1. wrap:
+    makes the value again of what lies in one."""
+    shape, (bits, frac, lowest) = x.shape, (x.bits, x.frac, x.lowest)
+    like = Masked(x.m.new_empty(0), x.lam.new_empty(0), bits, frac)  # no view, which would keep all of x
+
+    def empty(count: int) -> Fill:
+        capacity = count + max(SPARE, count // SHARE)
+        buffer = _Buffer((shape[0], count, shape[2]), 1, capacity, like)
+        buffer.filled = count
+
+        def filled(start: int) -> Value:
+            made = AppendBuffer(buffer, start, count, bits, frac, lowest)
+            return wrap(made.value, made)
+
+        return tuple(t.narrow(1, 0, count) for t in (buffer.m, buffer.lam)), filled
+
+    if rows is None:
+        return RowTensors(x, 0, (x.m, x.lam), empty)
+    buffer, first = rows.source
+    return RowTensors(buffer, first, (x.m, x.lam), empty, buffer.changed)

@@ -10,6 +10,7 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Attention and ranki
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,7 +23,7 @@ from mpc import ring
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.bounds import RANGES, largest
-from protocols.masked import held, lifted, product, soft_cap
+from protocols.masked import held, lifted, product, soft_cap, veiled
 from protocols.masked import softmax as gate
 from protocols.masked.context import require
 from protocols.masked.conversion import Conversion
@@ -31,6 +32,7 @@ from protocols.masked.exponential import (
     Exponents,
     exponents_of_masked,
     exponents_of_scaled,
+    exponents_of_veiled,
     in_units,
     scaled,
 )
@@ -42,6 +44,7 @@ from protocols.masked.soft_cap import period_bits
 from protocols.masked.stream import factor_bits
 from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
+from protocols.masked.veiled import Veiled
 from protocols.observed import Attended, Observed
 from protocols.schedule import together
 from protocols.suite import SQUARED_BITS, Part, Value
@@ -211,31 +214,48 @@ async def _scores(convert: Conversion, parts: Sequence[Part], bias: Bias | None,
     reach = 0.0 if bias is None else bias.reach
     with operation("scores"):
         in_units = any(convert.tensor(part.k).packed is not None for part in parts)
-        if len(parts) == 1 and not in_units:
-            s = await _exact_scores(convert, parts[0], rows, reach)
-        else:
+        c, frac = convert.context, min(convert.fraction_bits, SCORE_BITS)
+        if len(parts) > 1 or in_units:
             require(bias is None, "scores", "a bias joins the scores of a single part")
             s = await _joined_scores(convert, parts, rows, in_units)
-        if bias is not None:
+            return await exponents_of_scaled(c, s if in_units else scaled(s), frac)
+
+        def added(bits: int, frac: int) -> list[Shared]:
+            if bias is None:
+                return []
             shared = convert.tensor(bias.value).as_shared()
-            added = shared.shift_left(s.frac - shared.frac).to_ring(s.bits)
-            s = s.add(added.map(lambda t: rows.take(t.expand(rows.shape))))
-        return await exponents_of_scaled(
-            convert.context, s if in_units else scaled(s), min(convert.fraction_bits, SCORE_BITS)
+            found = shared.shift_left(frac - shared.frac).to_ring(bits)
+            return [found.map(lambda t: rows.take(t.expand(rows.shape)))]
+
+        if convert.score_cap is not None:
+            s = await _exact_scores(convert, parts[0], rows, reach)
+            return await exponents_of_scaled(c, scaled(functools.reduce(Shared.add, added(s.bits, s.frac), s)), frac)
+        behind = veiled.product(
+            c, "scores", *await _score_factors(convert, parts[0], score_bits(convert, reach)), _entries(rows)
         )
+        behind = functools.reduce(Veiled.add, added(behind.bits, behind.frac), behind)
+        return await exponents_of_veiled(c, behind, frac)
+
+
+async def _score_factors(convert: Conversion, part: Part, bits: int) -> tuple[Masked, Masked]:
+    return await together(score_factor(convert, part.q, bits), score_factor(convert, part.k, bits, cut=False))
+
+
+def _entries(rows: Rows | None) -> product.Bilinear:
+    """Return q k^T of [G', n, C] and [G', S, C], or with `rows` its entries that take part."""
+
+    def entries(a: Tensor, b: Tensor, modulo: int) -> Tensor:
+        found = ring.matmul(a, b.transpose(1, 2), modulo)
+        return found if rows is None else rows.take(found)
+
+    return entries
 
 
 async def _exact_scores(convert: Conversion, part: Part, rows: Rows | None, reach: float = 0.0) -> Shared:
     """Return q k^T of keys with all their fraction bits: [G', n, S], or with `rows` the entries that take part. reach: what
     a bias that joins them is at most."""
     bits = score_bits(convert, reach)
-
-    def entries(a: Tensor, b: Tensor, modulo: int) -> Tensor:
-        found = ring.matmul(a, b.transpose(1, 2), modulo)
-        return found if rows is None else rows.take(found)
-
-    ma, mb = await together(score_factor(convert, part.q, bits), score_factor(convert, part.k, bits, cut=False))
-    s = product.product(convert.context, "scores", ma, mb, entries).to_ring(bits)
+    s = product.product(convert.context, "scores", *await _score_factors(convert, part, bits), _entries(rows)).to_ring(bits)
     return s if convert.score_cap is None else await _capped(convert, s, convert.score_cap, reach)
 
 
@@ -373,14 +393,3 @@ async def observed(
     with operation("received"):
         late = None if of.lately is None else _mass(convert, p, r, of.lately)
         return Attended(out, _mass(convert, p, r, of), await _squares(convert, p, r, of), late)
-
-
-async def choose_channels(convert: Conversion, q: Value, chosen: Value) -> MaskedTensor:
-    """Return the chosen channels of queries, masked as they are; see `Suite.choose_channels`. 1 round, ring bits an
-    element."""
-    t, bits = convert.tensor(q), score_bits(convert)
-    with operation("scores"):
-        mq = await score_factor(convert, q, bits)
-        one_hot = await convert.masked(convert.tensor(chosen), 0, bits, cut=False)
-        out = product.matmul(convert.context, mq, one_hot.to_ring(bits).map(lambda v: v.transpose(1, 2)))
-        return await mask_queries(convert, convert.new(out, t.magnitude))

@@ -46,7 +46,7 @@ async def mask_for_cache(convert: Conversion, new: Value, kind: str | None = Non
     x, c, f = convert.tensor(new), convert.context, convert.fraction_bits
     with operation("cache"):
         x.masked = await convert.masked(x, f, RING_BITS)
-        x.shared = None
+        x.shared = x.wide = None
         if kind is not None:
             bound: int = getattr(convert.bounds.here, kind) if limit is None else limit
             bits = bound + 2 + ROOM

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.masked import activation as gate
@@ -16,6 +18,7 @@ from protocols.masked import soft_cap as cap_gate
 from protocols.masked.activation import Rings
 from protocols.masked.context import require
 from protocols.masked.conversion import Conversion
+from protocols.masked.exponential import CIRCLE, UNIT_BITS, UNREAD, exponential, exponents_of_masked, in_units
 from protocols.masked.forms import Form, choose
 from protocols.masked.shares import Masked
 from protocols.masked.soft_cap import FRAC, period_bits
@@ -25,6 +28,7 @@ from protocols.schedule import together
 from protocols.suite import Activation, Value
 
 TANH_BITS = 3  # tanh is 1 within 2^-22 from 2^3 on
+AWAY, AWAY_OCTAVES = 6, 9  # units of exponents that are read lower, and what that is in powers of two
 EXPANSION = 4  # a feed-forward layer is about that many times as wide as the stream
 
 
@@ -48,6 +52,20 @@ async def activation(convert: Conversion, x: Value, kind: Activation) -> MaskedT
     t = convert.tensor(x)
     with operation(kind):
         return await _activated(convert, t, kind, _wanted(convert, t, t.magnitude))
+
+
+async def exp_negative(convert: Conversion, x: Value, most: float) -> MaskedTensor:
+    """Return e^-x, 0 <= x <= most, masked. 1 or 2 rounds from a masked x (`exponential`).
+
+    Exponents are read `AWAY` lower, 2^9 times as little with 9 fraction bits more, so none of them is above 0."""
+    t, c, f = convert.tensor(x), convert.context, convert.fraction_bits
+    range_bits = max(CIRCLE, math.ceil(math.log2(in_units(most) + AWAY + UNREAD + 1)))
+    with operation("exponential"):
+        m = await convert.masked(t, f, max(t.needs(f), f + range_bits + UNIT_BITS))
+        e = exponents_of_masked(c, m.map(torch.neg)).x
+        below = e.to_ring(range_bits + e.frac).add_public(-AWAY << e.frac)
+        found = await exponential(c, below, f + AWAY_OCTAVES, RING_BITS)
+    return convert.new(found.with_frac(f), 1)
 
 
 async def soft_cap(convert: Conversion, x: Value, cap: float) -> MaskedTensor:

@@ -41,7 +41,7 @@ from torch import Tensor
 from mpc.cyclic import placed, subtract, window
 from mpc.ring import RING_BITS
 from mpc.wide import Wide
-from protocols.masked import lifted
+from protocols.masked import lifted, veiled
 from protocols.masked.context import Context, require
 from protocols.masked.forms import Form, choose
 from protocols.masked.histogram import parity
@@ -50,6 +50,7 @@ from protocols.masked.powers_of_two import OCTAVES, powers
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.signed_one_hot import one_hot_words, turned
 from protocols.masked.truncation import open_cut, truncate
+from protocols.masked.veiled import Veiled
 from protocols.masked.wide import open_any, open_cut_wide
 
 UNITS, UNIT_BITS = 7879, 13  # units of exponents in one of scores, and the fraction bits of that
@@ -105,6 +106,12 @@ def scaled(s: Shared) -> Shared:
 async def exponents_of_scaled(c: Context, s: Shared, frac: int) -> Exponents:
     """Open what is in units of exponents already, as `exponents` does."""
     return Exponents(await open_cut(c, s, s.frac - frac))
+
+
+async def exponents_of_veiled(c: Context, s: Veiled, frac: int) -> Exponents:
+    """Open scores behind a veil as exponents with `frac` fraction bits. 1 round."""
+    units = s.times_odd(UNITS, UNIT_BITS)
+    return Exponents(await veiled.open_cut(c, units, units.frac - frac))
 
 
 def exponents_of_masked(c: Context, s: Masked) -> Exponents:

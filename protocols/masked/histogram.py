@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from mpc import ring
+from mpc.device.deferred import deferred
 from mpc.random import Prg, new_seed
 from protocols.masked.context import Context
 from protocols.masked.dealing import one_hot
@@ -111,7 +112,8 @@ def _row_hashes(words: Tensor, rows: Rows, picks: Tensor) -> Tensor:
         sums = _subsets(four.reshape(used, GROUP, inside * count)).reshape(used << GROUP, inside * count)
         part = sums[chosen[:, :used].t().reshape(-1)].reshape(used, bits * inside * count)
         out[start:stop] = _folded(part).reshape(bits, inside, count).movedim(0, 1)
-    return out
+    found: Tensor = deferred(out)
+    return found
 
 
 def _subsets(four: Tensor) -> Tensor:
@@ -146,8 +148,7 @@ def _running(x: Tensor) -> Tensor:
 def _transposed(x: Tensor) -> Tensor:
     """Return bits of words as words of bits: [rows, bits, count] -> [rows, 64 count]."""
     rows, bits, count = x.shape
-    square = torch.zeros((rows, count, 64), dtype=torch.int64, device=x.device)
-    square[..., :bits] = x.transpose(1, 2)
+    square = torch.cat([x.transpose(1, 2), x.new_zeros((rows, count, 64 - bits))], -1)
     for step in (32, 16, 8, 4, 2, 1):
         mask = sum(((1 << step) - 1) << at for at in range(0, 64, 2 * step))
         low, high = square.reshape(rows, count, 32 // step, 2, step).unbind(3)

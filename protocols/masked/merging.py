@@ -24,7 +24,7 @@ from mpc.errors import RangeError
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.masked import arithmetic, compaction, lifted, product, ranking, scan
-from protocols.masked.context import open_value
+from protocols.masked.context import open_value, require
 from protocols.masked.conversion import Conversion
 from protocols.masked.power import MANTISSA_BITS, Power, power
 from protocols.masked.selection_matrix import count_bits
@@ -38,17 +38,31 @@ from protocols.suite import Value
 AVERAGE_BITS = 2  # fraction bits of an inverse beyond those that its product with the largest sum keeps
 UNIT_BITS = 4  # of a product of rows of length 1: one, a sign, rounding
 INVERSE_BITS = 26  # fraction bits of 1 / length
+WEIGHT_BITS = 20  # fraction bits of weights of rows
+SIGNIFICANT = 30  # bits of the smallest inverse
 LEAST_OCTAVES = 3  # that a power is made for
 
 
-async def select(convert: Conversion, bit: Value, x: Value) -> MaskedTensor:
+async def select(convert: Conversion, bit: Value, x: Value, room: int) -> MaskedTensor:
     """Return x where the bit is 1, see `Merging.select`. 1 round, 0 where both are masked in x's ring."""
     e, t = convert.tensor(bit), convert.tensor(x)
     frac = min(t.frac, convert.fraction_bits)
     with operation("selection"):
-        bits = t.needs(frac)
+        bits = min(t.needs(frac) + room, RING_BITS)
         m, marks = await together(convert.masked(t, frac, bits), convert.masked(e, 0, bits))
         return convert.new(product.multiply(convert.context, marks, m), t.magnitude)
+
+
+async def weighted(convert: Conversion, weights: Value, rows: Value, room: int) -> MaskedTensor:
+    """Return weights times rows, see `Merging.weighted`, of weights as many fraction bits as the ring holds, up to
+    `WEIGHT_BITS`: a small one counts as exactly as a large one. No round beyond making the factors masked."""
+    a, b, f = convert.tensor(weights), convert.tensor(rows), convert.fraction_bits
+    magnitude, fb = a.magnitude + b.magnitude + room, min(b.frac, f)
+    fa = max(min(a.frac, f), min(a.frac, WEIGHT_BITS, RING_BITS - 3 - fb - magnitude))
+    bits = max(fa + fb + magnitude + 2, fa + a.magnitude + 2, fb + b.magnitude + 2)
+    require(bits <= RING_BITS, "weights", f"{a} by {b} needs {bits} bits")
+    ma, mb = await together(convert.masked(a, fa, bits), convert.masked(b, fb, bits))
+    return convert.new(product.multiply(convert.context, ma, mb), magnitude)
 
 
 async def copy_scan(convert: Conversion, marks: Value, values: Value, reverse: bool) -> MaskedTensor:
@@ -76,8 +90,9 @@ def _inverse_magnitude(least: float) -> int:
     return max(1, math.ceil(-math.log2(least)) + 1)
 
 
-async def _inverse(convert: Conversion, x: Value, limits: tuple[float, float], bits: int) -> MaskedTensor:
-    """Return 1 / x, Shared, of which `bits` bits of the smallest result count. 1 round, 3 with more than two parties."""
+async def _inverse(convert: Conversion, x: Value, limits: tuple[float, float]) -> MaskedTensor:
+    """Return 1 / x, Shared, of whose smallest result 30 bits count, fewer where the ring does not hold as many. 1 round, 3
+    with more than two parties."""
     least, most = limits
     t = convert.tensor(x)
     finest = _inverse_magnitude(least)
@@ -90,14 +105,14 @@ async def _inverse(convert: Conversion, x: Value, limits: tuple[float, float], b
     if low < 0:
         raise RangeError(f"reciprocal: numbers of {frac} fraction bits are not known to be {least} or more")
     m = await convert.masked(convert.with_bound(t, 2.0 ** (high - frac)), frac, high + 2)
-    form = Power(low, high, -1.0, significant=bits)
+    form = Power(low, high, -1.0, significant=min(SIGNIFICANT, RING_BITS - 3 - (high - low)))
     return convert.new(await power(convert.context, m.to_ring(high + 1), form), finest)
 
 
 async def reciprocal(convert: Conversion, x: Value, limits: tuple[float, float]) -> MaskedTensor:
     """Return 1 / x, Shared, see `Merging.reciprocal`."""
     with operation("merging"):
-        return await _inverse(convert, x, limits, 30)
+        return await _inverse(convert, x, limits)
 
 
 async def averaged(
@@ -106,14 +121,16 @@ async def averaged(
     """Return sums / weights with the bound of rows as `like`, WideShared, see `Merging.averaged`. 2 rounds, 4 with more than
     two parties."""
     t, magnitude = convert.tensor(sums), convert.tensor(like).magnitude
+    limits = limits[0], min(limits[1], 2.0 ** convert.tensor(weights).magnitude)
     f = convert.fraction_bits
     frac = min(t.frac, f + _inverse_magnitude(limits[0]) - 1)
     t.magnitude = min(t.magnitude, magnitude + math.ceil(math.log2(max(2.0, limits[1]))))
     wanted = f + max(0, math.ceil(math.log2(limits[1]))) + magnitude + AVERAGE_BITS
+    wanted = min(wanted, RING_BITS - 2 - _inverse_magnitude(limits[0]))  # of the largest weights alone some bits are lost
     with operation("merging"):
 
         async def inverse() -> Masked:
-            found = await _inverse(convert, weights, limits, 30)
+            found = await _inverse(convert, weights, limits)
             return await convert.masked(found, wanted, wanted + found.magnitude + 2)
 
         o, r = await together(convert.masked(t, frac, t.needs(frac)), inverse())

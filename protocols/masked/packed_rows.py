@@ -5,12 +5,14 @@ Local; no round, no byte. What is read is unpacked for as long as it is used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from protocols.masked.shares import Masked
+from protocols.row_tensors import Fill, RowTensors
+from protocols.value import Value
 
 _DTYPES = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 
@@ -85,6 +87,22 @@ class PackedRows:
     def whole(self) -> Masked:
         """Return the masked value."""
         return Masked(self._m.whole(), self._lam.whole(), self.bits, self.frac)
+
+    def row_tensors(self, wrap: Callable[[PackedRows], Value]) -> RowTensors | None:
+        """Return the words as tensors; wrap: makes the value again."""
+        shape, (bits, frac), half = self.shape, (self.bits, self.frac), len(self._m.planes)
+        planes = (*self._m.planes, *self._lam.planes)
+        if planes[0].is_meta or len(shape) != 3:
+            return None
+        kinds = [(plane.dtype, plane.device) for plane in planes]
+
+        def empty(count: int) -> Fill:
+            whole = torch.Size((shape[0], count, shape[2]))
+            made = [torch.empty(whole, dtype=dtype, device=device) for dtype, device in kinds]
+            m, lam = _Words(whole, bits, made[:half]), _Words(whole, bits, made[half:])
+            return tuple(made), lambda start: wrap(PackedRows(m, lam, bits, frac))
+
+        return RowTensors(self, 0, planes, empty)
 
     def joined(self, other: PackedRows) -> PackedRows:
         """Return the rows of both, of the same ring and fraction bits."""

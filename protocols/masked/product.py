@@ -77,9 +77,9 @@ class FixedWeight:
         """Return the bytes that a party's process keeps of it."""
         return self.m.nbytes + self.own.nbytes
 
-    def times_own(self, rows: Tensor, bits: int) -> Tensor:
-        """Return rows [..., in] times this party's share of W modulo 2^bits."""
-        return ring.matmul(rows, self.own, bits)
+    def times_own(self, rows: Tensor, bits: int, rows_bits: int = ring.RING_BITS) -> Tensor:
+        """Return rows [..., in] times this party's share of W modulo 2^bits. rows_bits: as `left_bits` of `ring.matmul`."""
+        return ring.matmul(rows, self.own, bits, rows_bits)
 
     def times_m(self, rows: Tensor, bits: int) -> Tensor:
         """Return rows [..., in] times W + lam modulo 2^bits."""

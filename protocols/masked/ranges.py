@@ -23,10 +23,10 @@ from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from mpc.device.folding import folded
 from mpc.random import Prg, new_seed
 from protocols.bounds import RANGE_KINDS
 from protocols.masked.context import Context, require
@@ -44,7 +44,7 @@ class RangeFlags:
         self.place = 0
         self._c = c
         self._shape = (len(RANGE_KINDS), places)
-        self._words = self._zeros()
+        self._found: dict[tuple[int, int], int | Tensor] = {}  # words that are not 0, by kind and place
         self._coefficients: Prg | None = None
         self._seeded = False
 
@@ -78,7 +78,8 @@ class RangeFlags:
     def _set(self, kind: str, bits: Tensor) -> None:
         assert self._coefficients is not None
         found = self._coefficients.ring(tuple(bits.shape), 64, bits.device) & -bits
-        self._words[RANGE_KINDS.index(kind), self.place] ^= _fold(found)
+        at = RANGE_KINDS.index(kind), self.place
+        self._found[at] = self._found.get(at, 0) ^ folded(found)
 
     def _seed(self) -> None:
         """Take the seed of the coefficients, once an output: the same at all parties, unknown to clients."""
@@ -99,8 +100,19 @@ class RangeFlags:
         self._seeded = False
         if not c.evaluating:
             return c.blank(self._shape)
-        words, self._words = self._words ^ zero, self._zeros()
+        words, self._found = self._whole() ^ zero, {}
         return words.cpu()
+
+    def _whole(self) -> Tensor:
+        """Return the words of all kinds and places."""
+        out = self._zeros()
+        if out.device.type == "cpu":
+            for at, word in self._found.items():
+                out[at] = word
+        elif self._found:
+            kinds, places = (torch.tensor(at).to(out.device) for at in zip(*self._found, strict=True))
+            out[kinds, places] = torch.stack([word for word in self._found.values() if isinstance(word, Tensor)])
+        return out
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self._shape, dtype=torch.int64, device=self._c.device)
@@ -124,17 +136,3 @@ def _prefix_table(bound: Tensor, words: int) -> Tensor:
     inside = (bound[..., None] - start).clamp(0, 64)
     partial = (torch.ones_like(inside) << (inside & 63)) - 1
     return torch.where(inside == 64, torch.full_like(inside, -1), partial)
-
-
-def _fold(x: Tensor) -> int | Tensor:
-    """Return the XOR of all elements; on a device it stays there."""
-    if x.device.type == "cpu":
-        return int(np.bitwise_xor.reduce(x.numpy(), axis=None))
-    flat = x.reshape(-1)
-    while flat.numel() > 1:
-        half = flat.numel() // 2
-        rest = flat[2 * half :]
-        flat = flat[:half] ^ flat[half : 2 * half]
-        if rest.numel():
-            flat = torch.cat([flat, rest])
-    return flat[0]

@@ -22,7 +22,15 @@ import torch
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.masked import product
-from protocols.masked.attention import Widths, precision, score_bits, score_factor, values_within_bound, weighted_values
+from protocols.masked.attention import (
+    Widths,
+    mask_queries,
+    precision,
+    score_bits,
+    score_factor,
+    values_within_bound,
+    weighted_values,
+)
 from protocols.masked.context import open_value
 from protocols.masked.conversion import Conversion
 from protocols.masked.exponential import Exponents, exponents
@@ -167,3 +175,14 @@ async def _chosen_scores(
         if keys.scores is not None:
             return e, await open_value(c, picked_scores(c, e.to_ring(keys.scores.bits), keys.scores))
         return e, (await exponents(c, chosen_scores(c, e, keys.queries, keys.clusters), convert.fraction_bits)).x
+
+
+async def choose_channels(convert: Conversion, q: Value, chosen: Value) -> MaskedTensor:
+    """Return the chosen channels of queries, masked as they are; see `Suite.choose_channels`. 1 round, ring bits an
+    element."""
+    t, bits = convert.tensor(q), score_bits(convert)
+    with operation("scores"):
+        mq = await score_factor(convert, q, bits)
+        one_hot = await convert.masked(convert.tensor(chosen), 0, bits, cut=False)
+        out = product.matmul(convert.context, mq, one_hot.to_ring(bits).map(lambda v: v.transpose(1, 2)))
+        return await mask_queries(convert, convert.new(out, t.magnitude))

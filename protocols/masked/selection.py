@@ -95,7 +95,7 @@ async def largest(convert: Conversion, x: Value, background: bool = False) -> Ma
     """Return the maximum over the last axis, [..., n] -> [..., 1]; exact in fixed point. background: few bytes, whatever the
     rounds."""
     t = convert.tensor(x)
-    c, f = convert.context, convert.fraction_bits
+    c, f = convert.context, min(t.frac, convert.fraction_bits)
     least = f + t.magnitude + 3
     roomy = min(least + ROOM, COMPARED_BITS)  # what joins the maximum later may have larger bounds
     m = await convert.masked(t, f, max(least, roomy))

@@ -131,7 +131,7 @@ class Masked:
     value is opened that will be lifted (`protocols.masked.truncation`); None where nobody asked.
     """
 
-    __slots__ = ("_lam", "_wraps", "bits", "frac", "lifted", "lowest", "m")
+    __slots__ = ("__weakref__", "_lam", "_wraps", "bits", "frac", "lifted", "lowest", "m")
 
     def __init__(
         self,
@@ -156,6 +156,11 @@ class Masked:
         if callable(self._lam):
             self._lam = self._lam()
         return self._lam
+
+    @property
+    def dealt_for(self) -> bool:
+        """Whether something was dealt for this very object, which a copy of it would have dealt once more."""
+        return self.lifted is not None or self._wraps is not None
 
     def _wraps_known(self) -> Tensor:
         found = self.wraps

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mpc.ranks import Ranks, SplitMatrix
+from mpc.ring import RING_BITS
 from mpc.shape_tensor import shape_tensor
 from protocols.masked.product import FixedWeight
 
@@ -43,7 +44,7 @@ class SplitWeight(FixedWeight):
         self._m.put(rows, m)
         self._own.put(rows, own)
 
-    def times_own(self, rows: Tensor, bits: int) -> Tensor:
+    def times_own(self, rows: Tensor, bits: int, rows_bits: int = RING_BITS) -> Tensor:
         return self._times(self._own, rows, bits)
 
     def times_m(self, rows: Tensor, bits: int) -> Tensor:

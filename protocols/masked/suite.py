@@ -274,8 +274,11 @@ class MaskedSuite(Suite):
         return await selection.compact(self.convert, keep, rows, k)
 
     # ---- merging -----------------------------------------------------------------------------------------------------
-    async def select(self, bit: Value, x: Value) -> MaskedTensor:
-        return await merging.select(self.convert, bit, x)
+    async def select(self, bit: Value, x: Value, room: int = 0) -> MaskedTensor:
+        return await merging.select(self.convert, bit, x, room)
+
+    async def weighted(self, weights: Value, rows: Value, room: int) -> MaskedTensor:
+        return await merging.weighted(self.convert, weights, rows, room)
 
     async def copy_scan(self, marks: Value, values: Value, reverse: bool = False) -> MaskedTensor:
         return await merging.copy_scan(self.convert, marks, values, reverse)
@@ -285,6 +288,9 @@ class MaskedSuite(Suite):
 
     async def reciprocal(self, x: Value, least: float, most: float) -> MaskedTensor:
         return await merging.reciprocal(self.convert, x, (least, most))
+
+    async def exp_negative(self, x: Value, most: float) -> MaskedTensor:
+        return await elementwise.exp_negative(self.convert, x, most)
 
     async def averaged(self, sums: Value, weights: Value, like: Value, limits: tuple[float, float]) -> MaskedTensor:
         return await merging.averaged(self.convert, sums, weights, like, limits)
@@ -343,7 +349,7 @@ class MaskedSuite(Suite):
         return await held.channel_energies(self.convert, q, k)
 
     async def choose_channels(self, q: Value, chosen: Value) -> MaskedTensor:
-        return await attention.choose_channels(self.convert, q, chosen)
+        return await selected_attention.choose_channels(self.convert, q, chosen)
 
     async def partition(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
         return await selection.partition(self.convert, keep, rows, k)

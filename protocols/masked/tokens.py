@@ -54,8 +54,8 @@ from protocols.schedule import Request, together
 
 ROW_ENTRIES = 1 << 22  # 32 MiB of 64-bit words
 OCTET = 8
-# seconds of one core an entry of a row: a party online, the dealer
-WORK = {"rows": (1.5e-7, 1.4e-7), "bits": (1.3e-7, 1.5e-7)}
+# seconds of one core with products of 8-bit integers, an entry of a row: a party online, the dealer
+WORK = {"rows": (1.5e-7, 1.5e-7), "bits": (8.0e-8, 1.0e-7)}
 
 
 def index_bits(size: int) -> int:
@@ -132,8 +132,8 @@ class RowProduct(Request[Tensor]):
         out, start = [], 0
         for count, size in zip(self.counts, self.sizes, strict=True):
             shape = (count, self.table.shape[0])
-            total = sum(unpacked(part[start : start + size], self.bits, shape) for part in parts)
-            m = ring.reduce(torch.as_tensor(total), self.bits)
+            rows = (unpacked(part[start : start + size], self.bits, shape) for part in parts)
+            m = ring.reduce(functools.reduce(operator.add, rows), self.bits)
             if c.observer is not None:
                 c.observer(m, self.bits)
             out.append(self.table.times_own(m, self.bits))
@@ -152,18 +152,19 @@ async def by_rows(c: Context, index: Shared, table: FixedWeight, bits: int) -> S
     for part in parts:
         rows = one_hot_rows(c, part, table.shape[0], bits)
         lam = c.tape.random("open", tuple(rows.shape), bits)
-        precomputed.append(_of_masks(c, lam, lam, table, bits))
+        precomputed.append(_of_masks(c, (lam, bits), lam, table, bits))
         messages.append(packed(rows.x + lam, bits) if c.evaluating else b"")
     product = await RowProduct(messages, [part.shape[0] for part in parts], table, bits)
     return Shared(product + torch.cat(precomputed) if c.evaluating else product, bits, table.frac)
 
 
-def _of_masks(c: Context, whole: Tensor, own: Tensor, table: FixedWeight, bits: int) -> Tensor:
-    """Return this party's share of -lam W for masks [T, V] of rows, which needs no input. whole: lam at the dealer; own:
-    this party's share of it modulo 2^bits."""
+def _of_masks(c: Context, masks: tuple[Tensor, int], own: Tensor, table: FixedWeight, bits: int) -> Tensor:
+    """Return this party's share of -lam W for masks of rows, which needs no input. masks: lam [T, V] at the dealer, and its
+    bits; own: this party's share of it modulo 2^bits."""
+    whole, width = masks
     shape = (whole.shape[0], table.shape[1])
-    term = c.deal("embed", shape, bits, lambda: ring.matmul(whole, table.lam, bits))
-    return c.tape.precompute("embed", shape, lambda: term - table.times_m(own, bits))
+    term = c.deal("embed", shape, bits, lambda: ring.matmul(whole, table.lam, bits, width))
+    return c.tape.precompute("embed", shape, lambda: term - table.times_m(own.to(torch.int64), bits))
 
 
 # ---- by bits ---------------------------------------------------------------------------------------------------------
@@ -198,7 +199,7 @@ class BitProduct(Request[tuple[Tensor, Tensor]]):
             m = _unpacked_bits(opened, size)
             if c.observer is not None:
                 c.observer(m, 1)
-            out.append(self.table.times_own(m, self.bits))
+            out.append(self.table.times_own(m, self.bits, 1))
             taus.append(_parities(own & ~opened))
             start = end
         return torch.cat(out), torch.cat(taus)
@@ -247,8 +248,8 @@ async def by_bits(c: Context, index: Shared, table: FixedWeight, bits: int) -> S
     for part in parts:
         rows = one_hot_rows(c, part, table.shape[0], 1)
         rho = c.tape.random("mask bits", tuple(rows.shape), 1)
-        dealt = c.deal("row masks", tuple(rows.shape), bits, lambda rho=rho: rho)  # type: ignore[misc]
-        precomputed.append(_of_masks(c, rho, dealt, table, bits))
+        dealt = c.deal_table("row masks", tuple(rows.shape), bits, lambda rho=rho: rho)  # type: ignore[misc]
+        precomputed.append(_of_masks(c, (rho, 1), dealt, table, bits))
         if c.evaluating:
             own.append(_packed_bits(rows.x))
             masked.append(own[-1] ^ _packed_bits(rho))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from mpc.errors import RangeError
 from mpc.fixed_point import encode
 from mpc.ring import RING_BITS
 from protocols.masked import product
-from protocols.masked.append_buffer import AppendBuffer
+from protocols.masked.append_buffer import AppendBuffer, rows_of
 from protocols.masked.context import Context
 from protocols.masked.packed_rows import PackedRows
 from protocols.masked.shares import Masked, Shared, WideShared
+from protocols.row_tensors import RowTensors
 from protocols.suite import Value
 
 
@@ -79,6 +80,21 @@ class MaskedTensor(Value):
         if self.packed is not None:
             return self.packed.element_bytes
         return 8 if self.masked is None else 16
+
+    def row_tensors(self) -> RowTensors | None:
+        if self.packed is not None:
+            return self.packed.row_tensors(lambda packed: replace(self._bare, packed=packed))
+        masked, whole = self.masked, self.shared is None and self.wide is None and self.ranked is None
+        if masked is None or not whole or masked.dealt_for or masked.m.is_meta or len(masked.shape) != 3:
+            return None
+        lies = self.rows is not None and self.rows.value is masked and self.rows.dim == 1
+        bare = self._bare
+        return rows_of(masked, self.rows if lies else None, lambda m, rows: replace(bare, masked=m, rows=rows))
+
+    @property
+    def _bare(self) -> MaskedTensor:
+        """What is known of the value, without itself."""
+        return replace(self, masked=None, rows=None, packed=None)
 
     @property
     def frac(self) -> int:

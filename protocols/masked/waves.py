@@ -38,6 +38,8 @@ def fraction_bits(period: int) -> int:
 def _at(x: Tensor, j: int, bits: int) -> Tensor:
     """Return cos and sin of 2 pi j x / 2^bits with `AMPLITUDE_BITS` fraction bits, [2, ...]."""
     pairs = _circle(bits, x.device).take((j * x) & ((1 << bits) - 1))
+    if x.device.type != "cpu":
+        return torch.stack([(pairs << 32) >> 32, pairs >> 32])
     return pairs.unsqueeze(-1).view(torch.int32).movedim(-1, 0).to(torch.int64)
 
 

@@ -250,6 +250,9 @@ class PlainSuite(Suite):
     async def reciprocal(self, x: Value, least: float, most: float) -> PlainValue:
         return PlainValue(1 / tensor_of(x))
 
+    async def exp_negative(self, x: Value, most: float) -> PlainValue:
+        return PlainValue(torch.exp(-tensor_of(x)))
+
     async def averaged(self, sums: Value, weights: Value, like: Value, limits: tuple[float, float]) -> PlainValue:
         return PlainValue(tensor_of(sums) / tensor_of(weights))
 

@@ -16,9 +16,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from launch.cli import main as cli
 from launch.local import signals
 from launch.local.deployment import LocalDeployment, local_deployment
+from launch.local.supervision import SCRATCH_VARIABLE
 from launch.terminal.console import Settings
 from parties.identity.certificates import create_deployment
 from parties.names import Role
+from tests import forked
 from tests.models.random_checkpoints import byte_tokenizer
 from tests.parties.deployment import free_ports, with_fingerprints
 
@@ -103,7 +105,7 @@ def running(text_model: Path) -> Iterator[LocalDeployment]:
 
 def processes_of(folder: Path) -> list[int]:
     """Ids of processes whose environment names a temporary folder below `folder` as theirs."""
-    found = []
+    found = forked.running(SCRATCH_VARIABLE, str(folder))
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal() or int(entry.name) == os.getpid():
             continue
@@ -111,6 +113,6 @@ def processes_of(folder: Path) -> list[int]:
             environment = (entry / "environ").read_bytes()
         except OSError:
             continue
-        if f"MPCACHE_SCRATCH={folder}".encode() in environment:
+        if f"{SCRATCH_VARIABLE}={folder}".encode() in environment:
             found.append(int(entry.name))
     return found

@@ -92,17 +92,17 @@ def test_a_partys_store(command: Command, held: LocalDeployment, text_model: Pat
     shutil.copytree(held.folder / "store-party1", copy)
     settings = tmp_path / "party1.yaml"
     settings.write_text(party.read_text().replace(str(held.folder / "store-party1"), str(copy)))
-    rows = next(iter(sorted((copy / "prefixes").glob("*/0000.safetensors"))))
+    rows = next(iter(sorted((copy / "pages").glob("prefix-*/0000.safetensors"))))
     rows.write_bytes(rows.read_bytes()[:-1] + b"?")
     checked = command("store", "verify", "--config", settings)
     assert checked.code == 1
     assert "0000.safetensors is not what was stored (its SHA-256 differs)" in " ".join(checked.out.split())
-    for folder in [one for one in copy.iterdir() if one.name != "prefixes"]:
+    for folder in [one for one in copy.iterdir() if one.name != "pages"]:
         shutil.rmtree(folder)
-    (copy / "prefixes" / ".incoming-left").mkdir()
+    (copy / "pages" / "prefix-left").mkdir()
     assert "would remove prefix" in command("store", "gc", "--config", settings, "--dry-run").out
     assert command("store", "gc", "--config", settings).code == 0
-    assert list((copy / "prefixes").iterdir()) == []
+    assert sorted(one.name for one in (copy / "pages").iterdir()) == ["index", "lock"]
 
 
 def test_in_python(command: Command, held: LocalDeployment, text_model: Path, plain: Any) -> None:

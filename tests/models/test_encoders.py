@@ -14,7 +14,7 @@ from launch.measure.encoding import encode_on_shares
 from models.checkpoint import load_checkpoint
 from models.costs.estimation import estimate
 from models.costs.tracing import Setting
-from models.encoding import EncoderInput, EncodingPlan, PlainEncoder, padded_length
+from models.encoding import EncoderInput, EncodingPlan, PlainEncoder, padded_length, shared_rows
 from models.outputs import Output
 from mpc.errors import CheckpointError, ConfigurationError
 from protocols.registry import SuiteSpec
@@ -58,7 +58,7 @@ def test_on_shares(name: str, suite: str, parties: int, outputs: tuple[Output, .
     checkpoint = load_checkpoint(tmp_path)
     ids, types = encoders.text(model, 11)
     wanted = encoders.outputs(model, ids, types)
-    texts = [(EncoderInput(ids, types, place=2), EncodingPlan(16, output)) for output in outputs]
+    texts = [([EncoderInput(ids, types, place=2)], EncodingPlan((16,), output)) for output in outputs]
     found = encode_on_shares(checkpoint, texts, InProcessSuite(SuiteSpec(suite), parties))
     for output, one in zip(outputs, found, strict=True):
         assert not one.findings
@@ -76,14 +76,14 @@ def test_what_padding_holds_changes_nothing(tmp_path: Path) -> None:
     model = encoders.save("bert", tmp_path)
     ids, _ = encoders.text(model, LENGTH)
     plain = PlainEncoder(load_checkpoint(tmp_path))
-    plan = EncodingPlan(LENGTH + 9, "cls")
-    rows = EncoderInput(ids).rows(plain.architecture, plan)
+    plan = EncodingPlan((LENGTH + 9,), "cls")
+    rows = shared_rows(plain.architecture, plan, [EncoderInput(ids)])
     wanted = encoders.outputs(model, ids, [0] * LENGTH)["cls"]
     other = rows.clone()
     other[0, LENGTH:] = 7
-    torch.testing.assert_close(plain.run(other, plan), wanted, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(plain.run(other, plan)[0], wanted, atol=TOLERANCE, rtol=0)
     other[1] = 1
-    assert (plain.run(other, plan) - wanted).abs().max() > 10 * TOLERANCE
+    assert (plain.run(other, plan)[0] - wanted).abs().max() > 10 * TOLERANCE
 
 
 def test_lengths() -> None:
@@ -131,5 +131,44 @@ def test_padding_that_would_be_attended_to_is_flagged(suite: str, parties: int, 
     text = EncoderInput(ids, types)
     wanted = encoders.outputs(model, ids, types)["cls"]
     assert (PlainEncoder(checkpoint).output(text, "cls", 16) - wanted).abs().max() > 0.1
-    (found,) = encode_on_shares(checkpoint, [(text, EncodingPlan(16, "cls"))], InProcessSuite(SuiteSpec(suite), parties))
+    (found,) = encode_on_shares(
+        checkpoint, [([text], EncodingPlan((16,), "cls"))], InProcessSuite(SuiteSpec(suite), parties)
+    )
     assert ("score", 0) in {(finding.kind, finding.layer) for finding in found.findings}
+
+
+@pytest.mark.parametrize(
+    ("name", "suite", "parties", "output"),
+    [("bert-labels-one-head", "masked", 2, "labels"), ("distilbert", "masked", 3, "mean"), ("bert", "crypten", 2, "pooled")],
+)
+def test_texts_of_one_session(name: str, suite: str, parties: int, output: Output, tmp_path: Path) -> None:
+    """Texts of two padded lengths, two of them read together: each as alone in transformers, the rounds of two batches and
+    not of three, and all costs as estimated."""
+    model = encoders.save(name, tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
+    given = [encoders.text(model, length, seed) for seed, length in enumerate((11, 5, 20))]
+    plan = EncodingPlan((16, 16, 24), output)
+    assert plan.batches == ((2, 16), (1, 24))
+    session = [EncoderInput(ids, types) for ids, types in given], plan
+    (found,) = encode_on_shares(checkpoint, [session], InProcessSuite(SuiteSpec(suite), parties))
+    assert not found.findings
+    for one, (ids, types) in zip(found.each, given, strict=True):
+        wanted = encoders.outputs(model, ids, types)[output]
+        assert (1 - torch.cosine_similarity(one, wanted.double(), dim=-1)).max() < 1e-5
+        torch.testing.assert_close(one, wanted.double(), atol=0.01, rtol=0)
+    setting = Setting(suite, parties, decoding=output, texts=plan.texts)
+    costs = estimate(checkpoint.encoder, setting, plan.prompt_tokens, 1).total
+    if suite == "masked":  # `crypten` agrees on seeds in the first session
+        counted = costs.total("rounds"), costs.total("bytes_sent"), costs.total("offline_bytes")
+        assert (found.rounds, found.sent, found.dealt) == counted
+        alone = [estimate(checkpoint.encoder, Setting(suite, parties, decoding=output), n, 1).total for n in (16, 24)]
+        assert found.rounds == sum(one.total("rounds") for one in alone)
+
+
+def test_batches() -> None:
+    """Neighbours of one length, at most 512 tokens together unless one text has more."""
+    assert EncodingPlan((16,) * 40 + (400, 400, 1000), "mean").batches == ((32, 16), (8, 16), (1, 400), (1, 400), (1, 1000))
+    with pytest.raises(ConfigurationError, match="a session reads 1 to 2048 of them, got 2049"):
+        EncodingPlan((16,) * 2049, "mean")
+    with pytest.raises(ConfigurationError, match="a length must be a positive integer, got 0"):
+        EncodingPlan((16, 0), "mean")

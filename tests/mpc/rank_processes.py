@@ -14,6 +14,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from mpc.ranks import RankFacts, Ranks, serve
+from tests import forked
 
 FACTS = RankFacts("party0", {"version": "1"})
 
@@ -23,7 +24,7 @@ class Group:
     """Running ranks."""
 
     ranks: Ranks
-    others: list[subprocess.Popen[str]]
+    others: list[forked.Forked]
 
 
 def join(store: Path, rank: int, count: int) -> None:
@@ -42,7 +43,7 @@ def running(
     store = folder / "ranks"
     version = (theirs or FACTS.common)["version"]
     commands = [[sys.executable, "-m", __name__, str(store), str(rank), str(count), version] for rank in range(1, count)]
-    others = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    others = [forked.started(command, stderr=subprocess.PIPE, text=True) for command in commands]
     try:
         join(store, 0, count)
         ranks = Ranks(FACTS, "cpu", patience)

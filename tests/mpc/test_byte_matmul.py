@@ -50,6 +50,16 @@ def test_the_largest_digits_of_a_deep_product(bits: int, depth: int) -> None:
 
 
 @needs_bytes
+@pytest.mark.parametrize("bits", [8, 18, 32, 64])
+@pytest.mark.parametrize("left_bits", [1, 7, 8, 15, 16, 40, 64])
+def test_a_factor_of_few_bits(bits: int, left_bits: int) -> None:
+    a, b = words(9, 70, bits=min(bits, left_bits), seed=3), words(70, 11, bits=bits, seed=4)
+    a[0], a[1] = 0, (1 << min(bits, left_bits)) - 1 if min(bits, left_bits) < 64 else -1
+    assert torch.equal(byte_matmul(a, b, bits, left_bits), ring.reduce(torch.matmul(a, b), bits))
+    assert torch.equal(ring.matmul(a, b, bits, left_bits), ring.reduce(torch.matmul(a, b), bits))
+
+
+@needs_bytes
 def test_batches_broadcast_and_columns_come_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK", 1)
     monkeypatch.setattr(module, "_LEAST_COLUMNS", 5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from pathlib import Path
@@ -25,13 +24,13 @@ def use(matrix: SplitMatrix) -> None:
 def test_a_rank_that_is_gone(tmp_path: Path, number: signal.Signals, message: str) -> None:
     with running(tmp_path, patience=2.0) as group:
         matrix = group.ranks.matrix((8, 8), torch.int64)
-        os.kill(group.others[0].pid, number)
+        group.others[0].send_signal(number)
         began = time.monotonic()
         for _ in range(2):  # and from then on
             with pytest.raises(EnvironmentProblem, match=f"^rank 1 of party0 {message} .*start all ranks of party0 again"):
                 use(matrix)
         assert time.monotonic() - began < 8
-        os.kill(group.others[0].pid, signal.SIGKILL)
+        group.others[0].kill()
 
 
 def test_a_rank_of_another_version(tmp_path: Path) -> None:

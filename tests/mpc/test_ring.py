@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpc import ring
+from mpc.bits import check_bits
 from mpc.errors import RangeError
 from mpc.random import Prg, new_seed
 
@@ -43,7 +44,7 @@ def test_shift_right_is_unsigned(word: int, bits: int, count: int) -> None:
 @pytest.mark.parametrize("bits", [0, 65, -1])
 def test_ring_bits_out_of_range(bits: int) -> None:
     with pytest.raises(RangeError, match=f"between 1 and 64, got {bits}"):
-        ring.check_bits(bits)
+        check_bits(bits)
 
 
 def _exact(a: torch.Tensor, b: torch.Tensor, bits: int) -> list[list[int]]:

@@ -27,6 +27,7 @@ from parties.party.compute_party import ComputePartyServer
 from parties.program import MODEL, Program
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
+from tests import forked
 
 
 def free_ports(count: int) -> list[int]:
@@ -96,7 +97,7 @@ class Deployment:
         self.addresses = [f"127.0.0.1:{port}" for port in ports]
         self.program = program
         self.settings = {"deadline_seconds": 5, "connect_seconds": 10, "step_seconds": 60, "resume_seconds": 1, **settings}
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[forked.Forked] = []
         self.servers: dict[str, ComputePartyServer | DealerServer] = {}
 
     def values(self, role: str, name: str) -> dict[str, Any]:
@@ -150,7 +151,7 @@ class Deployment:
             self.start_one(name)
         return self
 
-    def start_process(self, name: str, rounds: int, pause: float = 0.0, **changes: Any) -> subprocess.Popen[bytes]:
+    def start_process(self, name: str, rounds: int, pause: float = 0.0, **changes: Any) -> forked.Forked:
         """Start one server in a process of its own, with a toy of `rounds` rounds (0: the real program)."""
         values = with_fingerprints(
             {**self.values("dealer" if name == "dealer" else "party", name), **changes}, self.fingerprints
@@ -158,7 +159,7 @@ class Deployment:
         path = self.folder / f"{name}.json"
         path.write_text(json.dumps(values, default=str))
         command = [sys.executable, "-m", "tests.parties.role_process", str(path), str(rounds), str(pause)]
-        process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE)
+        process = forked.started(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE)
         self.processes.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"

@@ -18,8 +18,8 @@ from parties.client.client import GenerationResult
 from parties.client.request import GenerationRequest
 from parties.client.sampling_params import SamplingParams
 from parties.errors import RangeExceeded
-from parties.model_owner.prefixes import PrefixText, add_prefix, prefixes, remove_prefix
-from parties.party import stored_folder
+from parties.model_owner.prefixes import PrefixText, add_prefix, prefixes, remove_prefix, remove_strays
+from parties.pages import page_store
 from parties.party.compute_party import ComputePartyServer
 from parties.wire.held_prefix import RegisteredPrefix
 from protocols.registry import SuiteSpec
@@ -115,6 +115,10 @@ def test_prefixes_outlive_a_restart_and_go_with_their_owner(tmp_path: Path) -> N
         assert [[one.name for one in found] for found in prefixes(owner).values()] == [["terms"]]
         with pytest.raises(ConfigurationError, match=r"no party holds a prefix 'other' of model 'tiny'; there are: terms"):
             remove_prefix(owner, None, "other")
+        running.add("stray", [5, 6])
+        running.party(1).prefixes.remove(running.party(1).prefixes.prefixes()[1])  # as if it had been killed before
+        assert running.stored() == [2, 1, 2]
+        assert remove_strays(owner, "tiny") == [("party0", "stray"), ("party2", "stray")]
         assert len(remove_prefix(owner, "tiny", "terms")) == 1
         assert running.stored() == [0, 0, 0]
         with pytest.raises(ConfigurationError, match="prefix 'terms': 0 of model 'tiny' fit; all parties hold: none"):
@@ -188,21 +192,26 @@ def test_parties_refuse_what_a_client_did_not_check(real: Running, monkeypatch: 
 
 def test_damaged_rows_end_the_session_that_loads_them_and_no_other(real: Running) -> None:
     registered = real.add("damaged", [3, 1, 4])
-    file = real.party(1).prefixes.root / registered.prefix / "0001.safetensors"
+    file = real.party(1).pages.root / f"prefix-{registered.prefix}" / "0001.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    message = r"prefixes/[0-9a-f]{32}/0001.safetensors of the store is not what was stored .* register it again"
+    message = r"pages/prefix-[0-9a-f]{32}/0001.safetensors of the store is not what was stored .* register it again"
     with pytest.raises(CheckpointError, match=message):
         real.ask([7], "damaged")
     assert real.ask([7, 8], None).tokens == real.wanted([7, 8])
+
+
+def _unowned(running: Running) -> list[Path]:
+    pages = running.party(1).pages
+    return page_store.needless(pages.root, {owner.folder for owner in pages.owners("prefix")})
 
 
 @pytest.mark.parametrize("step", ["write_new", "sync_folder"])
 def test_a_full_disk_keeps_nothing_and_ends_no_other_session(
     real: Running, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    root, done, before = real.party(1).prefixes.root, getattr(stored_folder, step), real.stored()
+    root, done, before = real.party(1).pages.root, getattr(page_store, step), real.stored()
     calls = [0]
 
     def full(path: Path, *rest: Any) -> Any:
@@ -212,17 +221,17 @@ def test_a_full_disk_keeps_nothing_and_ends_no_other_session(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return done(path, *rest)
 
-    monkeypatch.setattr(stored_folder, step, full)
+    monkeypatch.setattr(page_store, step, full)
     beside: list[list[int]] = []
     thread = threading.Thread(target=lambda: beside.append(real.ask([7, 8], None).tokens))
     thread.start()
-    with pytest.raises(EnvironmentProblem, match=r"the prefix store cannot be written \(No space left on device\): free"):
+    with pytest.raises(EnvironmentProblem, match=r"the store cannot be written \(No space left on device\): free"):
         real.add(f"full-{step}")
     thread.join(60)
     monkeypatch.undo()
     assert beside == [real.wanted([7, 8])]
     assert real.stored()[1] == before[1]
-    assert not list(root.glob(".incoming-*"))
+    assert _unowned(real) == []
 
 
 def test_a_quota(tmp_path: Path) -> None:
@@ -241,11 +250,11 @@ def test_values_that_left_their_range_keep_nothing(real: Running) -> None:
     with pytest.raises(RangeExceeded):
         real.add("flagged", suite=SuiteSpec("masked", options={"residual": 4}))
     for _ in range(50):
-        if not list(real.party(1).prefixes.root.glob(".incoming-*")):
+        if not _unowned(real):
             break
         threading.Event().wait(0.1)
     assert real.stored() == before
-    assert not list(real.party(1).prefixes.root.glob(".incoming-*"))
+    assert _unowned(real) == []
     assert real.ask([7, 8], None).tokens == real.wanted([7, 8])
 
 

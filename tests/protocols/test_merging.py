@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from protocols.masked.suite import MaskedSuite
+from protocols.merging import Merging
 from tests.protocols.suite_harness import SECURE, run_plain, run_secure
 from tests.protocols.test_selection import grid
 
@@ -93,6 +95,31 @@ def test_averages(suite: str, parties: int, least: float, most: float) -> None:
     mean, inverse = run(suite, parties, program, [means * weights, weights, like], **LARGE.get(suite, {}))
     assert (mean - means).abs().max() < 2 * UNIT / min(1.0, least)
     assert ((inverse * weights - 1).abs().max()) < 2.0**-13
+
+
+@pytest.mark.parametrize(("suite", "parties"), ALL)
+@pytest.mark.parametrize("most", [0.5, 4.0, 200.0])
+def test_exponentials_of_what_is_below_zero(suite: str, parties: int, most: float) -> None:
+    x = torch.cat([torch.linspace(0, most, 40).double(), torch.tensor([0.0, 2.0**-14, most]).double()])
+
+    async def program(s: Any, v: Any) -> Any:
+        return await s.exp_negative(v, most)
+
+    (found,) = run(suite, parties, program, [x], **LARGE.get(suite, {}))
+    assert (found - torch.exp(-x)).abs().max() < UNIT
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_exponentials_of_a_suite_without_its_own_way(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `Merging` says in terms of others, which CrypTen's own functions are computed by."""
+    monkeypatch.setattr(MaskedSuite, "exp_negative", Merging.exp_negative)
+    x = torch.linspace(0, 9, 40).double()
+
+    async def program(s: Any, v: Any) -> Any:
+        return await s.exp_negative(v, 9.0)
+
+    (found,) = run("masked", parties, program, [x])
+    assert (found - torch.exp(-x)).abs().max() < 2.0**-11
 
 
 LARGE: dict[str, dict[str, Any]] = {"masked": {"activation": 12}}

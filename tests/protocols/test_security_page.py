@@ -67,11 +67,12 @@ def protocols() -> list[Path]:
     return sorted(speaking.speaking(*PROTOCOLS) | policies | awaiting)
 
 
-@pytest.mark.parametrize("path", protocols(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_protocol_says_what_it_leaks(path: Path) -> None:
-    text = documentation(path)
-    assert "Leaks: " in text, f"{path} opens, sends or deals something: its docstring needs a line 'Leaks: ...'"
-    assert REFERENCE.search(text), f"{path}: its line 'Leaks: ...' needs (docs/security.md, \"title\")"
+def test_protocols_say_what_they_leak() -> None:
+    """They open, send or deal something: their docstrings need lines 'Leaks: ...' with (docs/security.md, "title")."""
+    texts = {str(path.relative_to(ROOT)): documentation(path) for path in protocols()}
+    assert len(texts) > 50
+    assert [path for path, text in texts.items() if "Leaks: " not in text] == []
+    assert [path for path, text in texts.items() if not REFERENCE.search(text)] == []
 
 
 def test_the_page_has_what_code_refers_to() -> None:

@@ -18,11 +18,12 @@ from mpc.wide import Wide
 from protocols.crypten import arithmetic
 from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.value import CryptenValue
-from protocols.masked import truncation
+from protocols.masked import truncation, veiled
 from protocols.masked.context import Context, open_value
+from protocols.masked.product import elementwise
 from protocols.masked.shares import Shared, WideShared
 from protocols.masked.wide import open_cut_wide
-from protocols.schedule import Scheduler
+from protocols.schedule import Scheduler, together
 from tests.protocols.crypten.programs import evaluate
 from tests.protocols.masked.harness import additive
 from tests.protocols.uniformity import chi_square_p
@@ -37,8 +38,8 @@ def expected(x: Tensor, u: Tensor, cut: int = CUT) -> Tensor:
     return (x >> cut) + (u < (x & ((1 << cut) - 1)))
 
 
-def check_uniform(u: Tensor) -> None:
-    assert chi_square_p(torch.bincount(u, minlength=LOW + 1).double()) > RARE
+def check_uniform(u: Tensor, size: int = LOW + 1) -> None:
+    assert chi_square_p(torch.bincount(u, minlength=size).double()) > RARE
 
 
 def masked(parties: int, local: bool) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -63,6 +64,55 @@ def masked(parties: int, local: bool) -> tuple[list[Tensor], Tensor, Tensor]:
 
     found, _ = run_in_process(parties, at_party, at_dealer)
     return shares, seen[0], ring.reduce(torch.stack([s.x for s in found]).sum(0), BITS - CUT)
+
+
+def behind_a_veil(parties: int) -> tuple[list[Tensor], Tensor]:
+    """Shares of x + R before they are cut, and the result of `veiled.open_cut`, of products of x and 1."""
+    one = torch.ones_like(EVERY)
+    shares = [additive(x, parties, BITS) for x in (EVERY, one)]
+    held: list[Tensor] = [one] * parties
+
+    async def gate(c: Context, x: Tensor, y: Tensor, party: int | None) -> Shared:
+        a, b = await together(open_value(c, Shared(x, BITS, CUT)), open_value(c, Shared(y, BITS, 0)))
+        behind = veiled.product(c, "product", a, b, elementwise)
+        if party is not None:
+            held[party] = ring.reduce(behind.x, BITS)
+        return c.shared(await veiled.open_cut(c, behind, CUT))
+
+    def at_party(channel: Any, tape: Any) -> Shared:
+        c, me = Context(tape, channel, parties), channel.party
+        out: Shared = Scheduler(c.flush).run(gate(c, shares[0][me], shares[1][me], me))
+        return out
+
+    def at_dealer(tape: Any) -> None:
+        c = Context(tape, None, parties)
+        Scheduler(c.flush).run(gate(c, c.blank(EVERY.shape), c.blank(EVERY.shape), None))
+
+    found, _ = run_in_process(parties, at_party, at_dealer)
+    return held, ring.reduce(torch.stack([s.x for s in found]).sum(0), BITS - CUT)
+
+
+def test_a_veiled_product_of_two_parties_is_decided_by_the_low_bits_of_both_shares() -> None:
+    (first, second), found = behind_a_veil(2)
+    a, b, y = (first + LOW // 2 + 1) & LOW, second & LOW, EVERY + LOW // 2 + 1
+    assert torch.equal(found, ring.reduce((y >> CUT) - ((a + b - (y & LOW)) >> CUT), BITS - CUT))
+    for coin in (a, b, a * (LOW + 1) + b):
+        check_uniform(coin, int(coin.max()) + 1)
+    for share in (first, second):
+        check_uniform(share, 1 << BITS)
+    error = ring.signed(ring.reduce((found << CUT) - EVERY, BITS), BITS).double() / (1 << CUT)
+    away = error[(EVERY > LOW) & (EVERY < (1 << BITS) - 2 * LOW)]
+    assert abs(away.mean() - 0.5 / (1 << CUT)) < 0.01
+    assert abs(away.var() - 0.25) < 0.01
+    assert away.abs().max() < 1.5
+
+
+def test_a_veiled_product_of_more_parties_is_rounded_once() -> None:
+    shares, found = behind_a_veil(3)
+    veil = ring.reduce(torch.stack(shares).sum(0) - EVERY, BITS)
+    carry = ((EVERY & LOW) + (veil & LOW)) >> CUT
+    assert torch.equal(found, ring.reduce((EVERY >> CUT) + carry, BITS - CUT))
+    check_uniform(veil, 1 << BITS)
 
 
 @pytest.mark.parametrize(("parties", "local"), [(2, False), (3, False), (3, True)])

@@ -10,10 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.cache import LayerCache
 from models.checkpoint import load_checkpoint
 from models.encoding import EncoderInput, EncodingPlan
 from models.generation import GenerationPlan, generate_plain
+from models.learned import Learned
+from models.observation import Seen
 from models.outputs import Decoding, Output
+from models.policies.axes.kernel import Gaussian
+from models.policies.axes.recurrence import Recurrence
+from models.policies.eviction import Event, Scores
 from mpc import ring
 from mpc.ledger import operation
 from mpc.random import Prg
@@ -109,15 +115,58 @@ def test_so_is_what_rows_of_tokens_open(parties: int, monkeypatch: pytest.Monkey
     assert uniformity.chi_square_p(torch.bincount(rows[:, 5] ^ tau)) > uniformity.FALSE_POSITIVES
 
 
+async def merging(s: Any, rows: Any, received: Any) -> None:
+    """What systems that merge take: runs and their averages, cosines and the sums of classes, scans, exponentials."""
+    held, marks = await together(s.mask_for_cache(rows), s.keep_largest(received, 20, 8.0))
+    weights = await s.mask_for_cache(received)
+    unit = await s.normalised(held)
+    assign, near = await s.most_similar(unit[:, :40], unit[:, 40:], 0.25, 12)
+    weighted = await s.weighted(weights.reshape(*weights.shape, 1), held, 8)
+    sums, runs, last = await together(
+        s.scatter_add(assign, await s.select(near.reshape(*near.shape, 1), weighted[:, :40])),
+        s.merge_runs(marks, [weighted, weights.reshape(*weights.shape, 1)], 20),
+        s.copy_scan(marks, marks * torch.arange(received.shape[1])),
+    )
+    mean, decayed = await together(s.averaged(runs[0], runs[1], held, (0.25, 8.0 * 60)), s.exp_negative(received, 8.0))
+    for x in (sums, mean, decayed, last):
+        await s.mask_for_cache(x)
+
+
+async def hits(s: Any, rows: Any, received: Any) -> None:
+    """A prompt's queries by recurrence, and the Gaussian weights of runs."""
+    state, scorer = Recurrence(0.25, 20).new_state(), Recurrence(0.25, 20)
+    await scorer.token(s, state, Seen(received, 1, each=True))
+    held, marks = await together(s.mask_for_cache(rows), s.keep_largest(received, 24, 8.0))
+    event = Event(Scores(received, 8.0), marks, 24, (held, held), LayerCache(Learned({}, 0, "silu")))
+    await s.mask_for_cache(await Gaussian(8).weights(s, event))
+
+
+@pytest.mark.parametrize(("program", "parties"), [(merging, 2), (merging, 3), (hits, 2)])
+def test_so_is_what_merging_and_recurrence_open(program: Any, parties: int) -> None:
+    """Rows that are all alike, and what tokens receive, too: whatever shows through is not uniform."""
+    rows, received = torch.full((20, 60, 8), 1.0).double(), torch.full((20, 60), 0.5).double()
+    seen = uniformity.observed_program(parties, program, [rows, received])
+    found = uniformity.results(seen)
+    assert not uniformity.failures(found)
+    tested = {r.name.partition(":")[0] for r in found}
+    assert tested >= ({"merging", "scan", "exponential", "compaction"} if program is merging else {"scan", "exponential"})
+
+
+def test_a_scan_without_masks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    _replaced(monkeypatch, "open", _no_mask)
+    seen = uniformity.observed_program(2, merging, [torch.ones(20, 60, 8).double(), torch.full((20, 60), 0.5).double()])
+    assert any(r.name.startswith("scan") for r in uniformity.failures(uniformity.results(seen)))
+
+
 @pytest.mark.parametrize("output", ["mean", "pooled"])
 def test_so_is_what_is_opened_in_an_encoding(output: Output, tmp_path: Path) -> None:
     """The mask of padding, token types, the places of a mean and rows behind residual sums included."""
     model = random_encoders.save("bert", tmp_path)
     ids, types = random_encoders.text(model, 21)
-    seen, found = uniformity.observed_encoding(
-        load_checkpoint(tmp_path, torch.float64), EncoderInput(ids, types), EncodingPlan(32, output)
-    )
-    wanted = random_encoders.outputs(model, ids, types)[output]
+    texts, plan = [EncoderInput(ids, types), EncoderInput(ids[:9])], EncodingPlan((32, 32), output)
+    seen, found = uniformity.observed_encoding(load_checkpoint(tmp_path, torch.float64), texts, plan)
+    each = (random_encoders.outputs(model, list(text.ids), list(text.types) or [0] * 9)[output] for text in texts)
+    wanted = torch.cat(list(each))
     assert torch.cosine_similarity(found, wanted.double()).min() > 1 - 1e-5
     assert not uniformity.failures(uniformity.results(seen))
     assert sum(one.m.numel() for one in seen) > 100_000

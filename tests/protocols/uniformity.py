@@ -20,7 +20,7 @@ over everything only.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,11 @@ from torch import Tensor
 
 from launch.local.in_process import run_in_process
 from launch.local.shares import KeptShares, opened
+from models import encoding
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder
 from models.encoder import Encoder
-from models.encoding import EncoderInput, EncodingPlan, encode
+from models.encoding import EncoderInput, EncodingPlan, encode, shared_rows
 from models.generation import GenerationPlan, generate, token_indices
 from models.loaded import load_weights
 from models.outputs import Decoding
@@ -41,6 +42,7 @@ from models.prefix_rows import load_rows
 from models.prefixes import PrefixPlan, register
 from mpc import fixed_point, ring
 from protocols.masked.magnitudes import WEIGHT_BITS
+from protocols.masked.shuffle import Handover, Reveal
 from protocols.masked.suite import MaskedSuite
 from protocols.masked.values import MaskedTensor
 from protocols.masked.wide import WideOpening
@@ -125,8 +127,9 @@ def failures(found: Sequence[Result]) -> list[Result]:
 class _Watch:
     """Collects what a party sees arrive, by operation. Anything that is revealed in the clear is an error here."""
 
-    def __init__(self, suite: MaskedSuite) -> None:
+    def __init__(self, suite: MaskedSuite, shuffles: bool = False) -> None:
         self.seen: list[Opened] = []
+        self._shuffles = shuffles
         self._round: list[tuple[Tensor, int]] = []
         self._flush = suite.context.flush
         suite.context.observer = lambda m, bits: self._round.append((m.clone(), bits))  # of wide values both words
@@ -136,13 +139,18 @@ class _Watch:
     def _watched(self, requests: list[Any]) -> Any:
         self._round.clear()
         out = self._flush(requests)
-        keys = [r.key[1] for r in requests for _ in range(1 + isinstance(r, WideOpening))]
+        keys = []
+        for request, found in zip(requests, out, strict=True):
+            many = 1 + isinstance(request, WideOpening)
+            if isinstance(request, Handover):  # a party that receives nothing gets its own tensors back
+                many = 0 if found is request.tensors else len(found)
+            keys += [request.key[1]] * (0 if isinstance(request, Reveal) else many)
         assert len(self._round) == len(keys), "an opening was not observed"
         self.seen += [Opened(key, m, bits) for key, (m, bits) in zip(keys, self._round, strict=True)]
         return out
 
     def _revealed(self, m: Tensor, bits: int) -> None:
-        raise AssertionError("something was revealed in a generation with a full cache")
+        assert self._shuffles, "something was revealed in a generation with a full cache"
 
 
 def shipped() -> Checkpoint:
@@ -227,11 +235,11 @@ async def _looked_up(suite: MaskedSuite, index: Value, table: Value) -> MaskedTe
     return await suite.look_up(index, table)
 
 
-def observed_encoding(checkpoint: Checkpoint, text: EncoderInput, plan: EncodingPlan) -> tuple[list[Opened], Tensor]:
+def observed_encoding(checkpoint: Checkpoint, texts: list[EncoderInput], plan: EncodingPlan) -> tuple[list[Opened], Tensor]:
     """What party 0 of two sees from loading an encoder to its output, and the output."""
     a = checkpoint.encoder
     weights = {name: additive(fixed_point.encode(w, WEIGHT_BITS), 2) for name, w in checkpoint.weights.items()}
-    rows = additive(text.rows(a, plan), 2)
+    rows = additive(shared_rows(a, plan, texts), 2)
 
     def main(suite: MaskedSuite, party: int | None) -> list[OutputShare]:
         held = suite.run(load_weights(suite, a, lambda name: None if party is None else weights[name][party]))
@@ -240,11 +248,29 @@ def observed_encoding(checkpoint: Checkpoint, text: EncoderInput, plan: Encoding
         return endpoint.shares
 
     seen, found = _observed(2, main)
-    return seen, text.result(opened([shares[0] for shares in found]), plan.output)
+    batches = [opened(list(shares)) for shares in zip(*found, strict=True)]
+    return seen, torch.cat(encoding.results(batches, plan, texts))
+
+
+def observed_program(
+    parties: int, program: Callable[..., Awaitable[object]], inputs: Sequence[Tensor], input_bits: int = 16
+) -> list[Opened]:
+    """What party 0 sees of program(suite, *inputs); what is revealed behind a shuffle has tests of its own."""
+    shares = [additive(fixed_point.encode(x, input_bits), parties) for x in inputs]
+
+    def main(suite: MaskedSuite, party: int | None) -> list[OutputShare]:
+        async def run() -> None:
+            given = [None if party is None else share[party] for share in shares]
+            await program(suite, *(suite.input(x.shape, y, input_bits) for x, y in zip(inputs, given, strict=True)))
+
+        suite.run(run())
+        return []
+
+    return _observed(parties, main, shuffles=True)[0]
 
 
 def _observed(
-    parties: int, main: Callable[[MaskedSuite, int | None], list[OutputShare]]
+    parties: int, main: Callable[[MaskedSuite, int | None], list[OutputShare]], shuffles: bool = False
 ) -> tuple[list[Opened], list[list[OutputShare]]]:
     """What party 0 sees of a program, and all parties' output shares."""
     watches: list[_Watch] = []
@@ -255,7 +281,7 @@ def _observed(
             suite = MaskedSuite(parties=parties, tape=tape, channel=channel)
             if channel.party == 0:
                 with lock:
-                    watches.append(_Watch(suite))
+                    watches.append(_Watch(suite, shuffles))
             return main(suite, channel.party)
 
     def at_dealer(tape: Any) -> None:

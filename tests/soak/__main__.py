@@ -22,13 +22,14 @@ def main(
     victims: Annotated[str, typer.Option(help="Who is killed, with commas.")] = f"{DEALER},party1",
     suite: Annotated[str, typer.Option()] = "masked",
     tapes: Annotated[bool, typer.Option("--tapes", help="Tapes from disk; no dealer runs.")] = False,
+    paged: Annotated[bool, typer.Option("--paged", help="Caches in pages of the stores, sessions in step.")] = False,
     seed: Annotated[int, typer.Option(help="Of what is asked and when who is killed.")] = 1,
 ) -> None:
     """Many sessions in the network lab while roles are killed and restarted."""
     if (why := iproute.problem()) is not None:
         sys.exit(f"error [environment]: {why}")
     targets = tuple(name for name in victims.split(",") if not (tapes and name == DEALER))
-    summary = run(Soak(sessions, clients, restarts, network, targets, suite, tapes, seed))
+    summary = run(Soak(sessions, clients, restarts, network, targets, suite, tapes, seed, paged))
     print(f"{summary['succeeded']} sessions gave the right tokens, {summary['failed']} failed: {summary['errors']}")
     print(f"killed and restarted: {summary['kills']}; longest session {summary['longest_session_seconds']} s")
     for name, gauge in summary["idle"].items():

@@ -28,6 +28,7 @@ ROLES = [CLIENT, OWNER, DEALER, *PARTIES]
 PORT = 7000
 MODEL = "tiny"
 START_SECONDS = 120.0
+PAGED = {"max_in_step": 4, "max_cache_bytes": 1 << 16, "max_paged_bytes": 1 << 30}
 
 
 def prepare() -> None:
@@ -62,9 +63,10 @@ def save_model(folder: Path) -> Path:
 
 
 class SoakDeployment:
-    """Configurations in `folder`; `start` and `kill` act on processes in `lab`. tapes: parties use tapes from disk."""
+    """Configurations in `folder`; `start` and `kill` act on processes in `lab`. tapes: parties use tapes from disk. paged:
+    caches lie in pages, and sessions run in step."""
 
-    def __init__(self, lab: Lab, folder: Path, sessions: int, tapes: bool) -> None:
+    def __init__(self, lab: Lab, folder: Path, sessions: int, tapes: bool, paged: bool = False) -> None:
         self.lab, self.folder, self.tapes = lab, folder, tapes
         self.running: dict[str, Any] = {}
         self._context = multiprocessing.get_context("forkserver")
@@ -83,7 +85,7 @@ class SoakDeployment:
                 "model_owners": [OWNER],
                 "deadline_seconds": 20,
                 "connect_seconds": 180,
-                "limits": {"max_sessions": sessions},
+                "limits": {"max_sessions": sessions, **(PAGED if paged and name in PARTIES else {})},
             }
             if name in addresses:
                 values["listen"] = addresses[name]

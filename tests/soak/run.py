@@ -38,7 +38,8 @@ SLACK = 2  # threads and files that a library may hold more at one idle moment t
 
 @dataclass(frozen=True)
 class Soak:
-    """sessions: how many must succeed; those that fail come on top. victims: roles that are killed, at random."""
+    """sessions: how many must succeed; those that fail come on top. victims: roles that are killed, at random.
+    paged: parties keep rows in pages of their stores, and run sessions in step."""
 
     sessions: int = 100
     clients: int = 8
@@ -48,6 +49,7 @@ class Soak:
     suite: str = "masked"
     tapes: bool = False
     seed: int = 1
+    paged: bool = False
 
 
 @dataclass
@@ -160,7 +162,7 @@ def run(soak: Soak) -> dict[str, Any]:
     prepare()
     try:
         with Lab(soak.network, ROLES, f"soak-{os.getpid()}") as lab, lab.inside(CLIENT):
-            deployment = SoakDeployment(lab, folder, 2 * soak.clients, soak.tapes)
+            deployment = SoakDeployment(lab, folder, 2 * soak.clients, soak.tapes, soak.paged)
             try:
                 outcome, gauges = _work(soak, deployment, save_model(folder / "model"))
                 _check_tapes(soak, deployment, outcome)

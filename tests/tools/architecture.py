@@ -31,16 +31,19 @@ class Module:
     lines: int
 
 
-@cache
 def modules(*packages: str) -> dict[str, Module]:
     """All modules of the packages by their dotted names; a package's `__init__` under the package's name."""
+    return {name: module for package in packages for name, module in _parsed(package).items()}
+
+
+@cache
+def _parsed(package: str) -> dict[str, Module]:
     found = {}
-    for package in packages:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            text = path.read_text(encoding="utf-8")
-            found[name] = Module(name, path, ast.parse(text), text.count("\n"))
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        text = path.read_text(encoding="utf-8")
+        found[name] = Module(name, path, ast.parse(text), text.count("\n"))
     return found
 
 

@@ -24,6 +24,8 @@ from launch.checkpoints.fetching import fetch
 from launch.local.in_process import InProcessSuite
 from launch.measure.encoding import OnShares, encode_on_shares
 from models.checkpoint import load_checkpoint
+from models.costs.estimation import estimate
+from models.costs.tracing import Setting
 from models.encoding import EncoderInput, EncodingPlan, padded_length
 from models.outputs import Output
 from parties.client.texts import TextReader, unit
@@ -51,7 +53,7 @@ def sweep(suites: list[str], names: list[str]) -> bool:
             ids, types = encoders.text(model, LENGTH)
             wanted = encoders.outputs(model, ids, types)
             outputs = [kind for kind in get_args(Output) if kind in wanted and kind in checkpoint.encoder.outputs]
-            texts = [(EncoderInput(ids, types, place=2), EncodingPlan(PADDED, kind)) for kind in outputs]
+            texts = [([EncoderInput(ids, types, place=2)], EncodingPlan((PADDED,), kind)) for kind in outputs]
             for suite in suites:
                 for parties in (2, 3):
                     found = encode_on_shares(checkpoint, texts, InProcessSuite(SuiteSpec(suite), parties))
@@ -81,25 +83,36 @@ def pairs(suite: str, parties: int, most: int) -> bool:
     sentences = list(dict.fromkeys(sentence for line in lines for sentence in line))
     reader = TextReader(checkpoint.encoder, checkpoint.tokenizer, folder)
     texts = [reader.input(encoded) for encoded in reader.read(sentences)]
-    plans = [EncodingPlan(padded_length(len(text.ids), checkpoint.encoder.positions), "mean") for text in texts]
+    lengths = [padded_length(len(text.ids), checkpoint.encoder.positions) for text in texts]
+    order = sorted(range(len(texts)), key=lengths.__getitem__)
+    plan = EncodingPlan(tuple(sorted(lengths)), "mean")
     began = time.perf_counter()
-    found = encode_on_shares(checkpoint, list(zip(texts, plans, strict=True)), InProcessSuite(spec, parties))
+    (found,) = encode_on_shares(checkpoint, [([texts[n] for n in order], plan)], InProcessSuite(spec, parties))
     seconds = time.perf_counter() - began
+    sentences = [sentences[n] for n in order]
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     with torch.inference_mode():
         hidden = [model(**tokenizer(sentence, return_tensors="pt")).last_hidden_state[0].mean(0) for sentence in sentences]
-    ours = dict(zip(sentences, (unit(one.values)[0] for one in found), strict=True))
+    ours = dict(zip(sentences, (unit(one)[0] for one in found.each), strict=True))
     theirs = dict(zip(sentences, (unit(one.double()[None])[0] for one in hidden), strict=True))
     apart = max(float(1 - ours[s] @ theirs[s]) for s in sentences)
     errors = [abs(float(ours[a] @ ours[b] - theirs[a] @ theirs[b])) for a, b in lines]
-    flagged = sum(bool(one.findings) for one in found)
-    rounds, sent, dealt = (sum(getattr(one, name) for one in found) // len(found) for name in ("rounds", "sent", "dealt"))
+    flagged = len(found.findings)
+    costs = estimate(
+        checkpoint.encoder,
+        Setting(suite, parties, options=spec.options, decoding="mean", texts=plan.texts),
+        plan.prompt_tokens,
+        1,
+    )
+    predicted = tuple(round(costs.total.total(name)) for name in ("rounds", "bytes_sent", "offline_bytes"))
+    counted = found.rounds, found.sent, found.dealt
     print(
         f"{len(lines)} pairs, {len(sentences)} sentences, suite {suite}, {parties} parties: largest error of a cosine "
-        f"{max(errors):.1e}, cosine distance from plaintext {apart:.1e}, flagged {flagged}; a sentence "
-        f"{seconds / len(sentences):.1f} s, {rounds} rounds, {sent:,} bytes sent by a party, {dealt:,} dealt"
+        f"{max(errors):.1e}, cosine distance from plaintext {apart:.1e}, flagged {flagged}; one session of "
+        f"{len(plan.batches)} batches, {seconds:.0f} s, rounds, bytes sent by a party and dealt {counted}, predicted "
+        f"{predicted}"
     )
-    return max(errors) < COSINE_ERROR and not flagged
+    return max(errors) < COSINE_ERROR and not flagged and (suite != "masked" or counted == predicted)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import json
 import operator
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,20 @@ def sweep(cell: Cell, prompts: int, tokens: int) -> Outcome:
     return Outcome(prompts, tokens, prompts - different, sum(f[2] for f in found), max(errors))
 
 
+def cells(names: Sequence[str], policy: str, seed: int) -> Iterator[Cell]:
+    """Yield every checkpoint on every suite; each one comes once before any comes again, with another suite than its
+    neighbours, so that a sweep that is ended early has seen them all."""
+    for turn in range(len(SETTINGS)):
+        for place, name in enumerate(names):
+            yield Cell(name, *SETTINGS[(place + turn) % len(SETTINGS)], policy, seed)
+
+
+def kind_of(name: str) -> str:
+    """Return the `model_type` of a variant."""
+    oracle = encoder_decoders if name in encoder_decoders.VARIANTS else checkpoints
+    return str(oracle.VARIANTS[name][1].model_type)
+
+
 def recorded(file: Path) -> dict[Cell, Outcome]:
     """Return what a record holds, the last outcome of each cell."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
@@ -175,14 +190,11 @@ def main() -> int:
     parser.add_argument("--record", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    cells = [
-        Cell(name, suite, parties, asked.policy, asked.seed)
-        for suite, parties in SETTINGS
-        for name in asked.names or (*checkpoints.VARIANTS, *encoder_decoders.VARIANTS)
-        if asked.suite in (None, suite) and asked.parties in (None, parties)
-    ]
+    names = asked.names or (*checkpoints.VARIANTS, *encoder_decoders.VARIANTS)
     bad = 0
-    for cell in cells:
+    for cell in cells(names, asked.policy, asked.seed):
+        if asked.suite not in (None, cell.suite) or asked.parties not in (None, cell.parties):
+            continue
         known = recorded(asked.record).get(cell) if asked.record else None
         if known is not None and known.right and (known.prompts, known.tokens) == (asked.prompts, asked.tokens):
             continue

@@ -230,7 +230,7 @@ at so much of the full cache's memory, mean over two seeds.
 
 {table()}
 `cskv` is [measured where it is fitted](../../policies.md#rows-of-low-rank): at ranks of 25 and 12.5 % its start finds 0.78
-and 0.09, trained 0.88 and 0.25. `attention-gate` needs weights that the shipped model does not have, and is not measured here.
+and 0.09, trained 0.88 and 0.25. `attention-gate` needs weights that the shipped model lacks: it is not measured here.
 """
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpc import ring
 from protocols.masked import (
     comparison,
     dealing,
@@ -18,11 +19,13 @@ from protocols.masked import (
     product,
     tokens,
     truncation,
+    veiled,
     zero_test,
 )
 from protocols.masked.activation import Plan, Rings, activation
 from protocols.masked.context import open_value
 from protocols.masked.dpf import one_hot_dpf
+from protocols.masked.exponential import UNIT_BITS, UNITS
 from protocols.masked.ranking import first_largest, maximum
 from protocols.masked.selection_matrix import selection_matrix
 from protocols.masked.shares import Masked, Shared
@@ -125,6 +128,11 @@ def _linear() -> dict[str, list[Case]]:
     async def looked_up_by_bits(s: MaskedSuite, index: Shared, table: Shared, bits: int) -> Shared:
         return await tokens.by_bits(s.context, index, await fixed(s, table, bits), bits)
 
+    async def behind_a_veil(s: MaskedSuite, x: Shared, y: Shared, count: int, frac: int) -> Shared:
+        a, b = await open_value(s.context, x), await open_value(s.context, y)
+        behind = veiled.product(s.context, "matmul", a, b, ring.matmul).times_odd(UNITS, UNIT_BITS)
+        return s.context.shared(await veiled.open_cut(s.context, behind, count))
+
     def made_fresh(s: MaskedSuite, x: Shared) -> Shared:
         found = s.output(s.convert.new(x, s.convert.bounds.here.activation))
         return Shared(found.share, found.bits, found.fraction_bits)
@@ -136,6 +144,13 @@ def _linear() -> dict[str, list[Case]]:
         "output": cases("output", made_fresh, [some((3,), 40, 14)], opened=False),
         "product": cases("multiply", lambda s, x, y: product.multiply(s.context, x, y), [x, y])
         + cases("matmul", lambda s, x, y: product.matmul(s.context, x, y), [a, b]),
+        "veiled": cases(
+            "veiled product",
+            behind_a_veil,
+            [some((2, 3), 46, 12, 14), some((3, 2), 50, 10, 16)],
+            {"count": 20, "frac": 15},
+            opened=False,
+        ),
         "fixed_weight": cases("weight product", weighted, [some((2, 3), 48, 14, 18), some((3, 2), 64, 16, 16)], opened=False)
         + cases("gain", weighted, [some((2, 3), 46, 14, 18), some((3,), 64, 16, 16)], opened=False),
         "look_up": cases(

@@ -40,6 +40,7 @@ MASKED: dict[str, tuple[str, ...]] = {
     "opening": ("context.py", "shares.py"),
     "output": ("output.py",),
     "product": ("product.py",),
+    "veiled": ("veiled.py",),
     "lifted": ("lifted.py",),
     "wide": ("wide.py", "mpc/wide.py"),
     "fixed_weight": ("product.py", "weights.py", "split_weight.py"),

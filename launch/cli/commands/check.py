@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
+from launch.cli.commands.check_tables import show_points, show_ranges
+from launch.cli.commands.encoder_check import Asked, check_encoder
 from launch.cli.options import (
     DEFAULT_SUITE,
     DeviceOption,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from models.calibration.choice import Excess
     from models.calibration.extremes import Extremes
     from models.checkpoint import Checkpoint
-    from protocols.registry import SuiteSpec
 
 HF_TOLERANCE = 1e-4
 UNGUIDED_TOKENS = 32
@@ -63,6 +63,7 @@ def run(
 
     Says in one line whether a session would be right, and if not, which option would make it so. Weights are there one layer
     at a time. Exit code 1 when something is wrong. Bounds are those of the checkpoint's calibration, then --suite-option.
+    Of an encoder the output that it was trained for is compared, of a text padded as sessions pad it.
 
     INSECURE for real data by nature: all parties run in this one process, which holds every share and puts intermediate
     values together. Use it with text that is not secret.
@@ -74,17 +75,21 @@ def run(
     from launch.measure.verdict import LogitsEffect, judge
     from models.calibration.choice import excesses
     from models.checkpoint import load_checkpoint
+    from models.encoder_architecture import EncoderArchitecture
     from protocols.registry import SuiteSpec
 
     check_device(device)
     check_suite(suite)
     checkpoint = load_checkpoint(model, torch.float64)
-    ids = _token_ids(checkpoint, read_prompt(prompt, prompt_file, required=False))
-    given = suite_options(suite_option)
-    spec = SuiteSpec(suite, options={**calibration_for(model).suites.get(suite, {}), **given})
+    text = read_prompt(prompt, prompt_file, required=False)
+    spec = SuiteSpec(suite, options={**calibration_for(model).suites.get(suite, {}), **suite_options(suite_option)})
     if not as_json:
         err.print("One process holds all shares here: for fidelity only, never for secret data.", style="yellow")
     roles = InProcessSuite(spec, parties, device)
+    if isinstance(checkpoint.description, EncoderArchitecture):
+        right = check_encoder(checkpoint, text, roles, Asked(model if hugging_face else None, tolerance, as_json))
+        raise typer.Exit(0 if right else 1)
+    ids = _token_ids(checkpoint, text)
     found = _measure(checkpoint, ids, roles, model if hugging_face else None)
     over = excesses(suite, spec.options, found.extremes)
     verdict = judge(found.reference, found.measured, found.rows, over, tolerance, found.difference)
@@ -93,8 +98,8 @@ def run(
         run_facts["tolerance"] = tolerance
         print_json(_report(run_facts, verdict, found, over))
     else:
-        _show(found.rows, tolerance)
-        _show_ranges(spec, found.extremes, over)
+        show_points(found.rows, tolerance)
+        show_ranges(spec, found.extremes, over)
         effect = LogitsEffect.of(found.reference, found.measured)
         _show_effect(effect, found.difference, found.reference.token == found.measured.token)
         for problem in verdict.problems[1:]:
@@ -166,37 +171,6 @@ def _token_ids(checkpoint: Checkpoint, text: str | None) -> list[int]:
         return checkpoint.tokenizer.encode(text)
     a = checkpoint.architecture
     return [(7919 * n + 13) % a.vocabulary for n in range(min(UNGUIDED_TOKENS, a.positions))]
-
-
-def _show(rows: list[ProbeError], tolerance: float) -> None:
-    table = Table(box=None, header_style="bold")
-    table.add_column("step")
-    table.add_column("after")
-    for column in ("shape", "largest value", "error / row", "max error", "mean error"):
-        table.add_column(column, justify="right")
-    for r in rows:
-        style = "" if r.relative <= tolerance else "bold red"
-        shape = "x".join(str(size) for size in r.shape)
-        errors = (f"{r.max_error:.2e}", f"{r.mean_error:.2e}")
-        table.add_row(r.step, r.point, shape, f"{r.largest:.3g}", Text(f"{r.relative:.1e}", style=style), *errors)
-    out.print(table)
-
-
-def _show_ranges(spec: SuiteSpec, extremes: Extremes, over: list[Excess]) -> None:
-    """Show the worst place of each kind against its bound."""
-    from protocols.bounds import largest
-
-    table = Table(box=None, header_style="bold")
-    for column in ("kind", "largest value", "where", "bound there"):
-        table.add_column(column, justify="left" if column in ("kind", "where") else "right")
-    bounds = spec.settings.bounds
-    beyond = {excess.kind: excess.place for excess in over}
-    for kind, values in extremes.kinds.items():
-        place = beyond.get(kind, extremes.worst(kind)[1])
-        bound = f"{largest(kind, bounds[kind].at(place)):g}" if kind in bounds else "fixed"
-        where = "head" if place == len(values) - 1 else f"layer {place}"
-        table.add_row(kind, f"{values[place]:.4g}", where, bound, style="bold red" if kind in beyond else "")
-    out.print(table)
 
 
 def _show_effect(effect: LogitsEffect, difference: tuple[float, float] | None, same: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ def run(
     texts: TextsArgument = None,
     file: TextsFileOption = None,
     labels: Annotated[str | None, typer.Option("--labels", help="Names instead of config.json's id2label: A,B,C.")] = None,
+    words: Annotated[
+        bool, typer.Option("--words", help="Labels of words, each its first token's, instead of tokens.")
+    ] = False,
     suite: SuiteOption = DEFAULT_SUITE,
     parties: StartedPartiesOption = None,
     suite_option: SuiteOptionsOption = None,
@@ -37,8 +40,8 @@ def run(
     """Classify texts on secret shares with an encoder (BERT, RoBERTa, DistilBERT), one line of JSON each.
 
     Without --config, compute parties, a dealer and a model owner run as temporary processes of this machine. A checkpoint
-    for token classification gives the labels of each token. Scores and labels come to this process alone; parties learn the
-    length of each text to within a few sizes.
+    for token classification gives the labels of each token, or word. All texts go through one session. Scores and labels
+    come to this process alone; parties learn how many texts there are, and their lengths to within a few sizes.
     """
     from parties.client.texts import as_record
 
@@ -46,9 +49,9 @@ def run(
     given = read_texts(texts, file)
     own = opened(asked, policy)
     names = None if labels is None else labels.split(",")
-    own.reader.labels(names)
+    own.reader.labels(names, words)
     own.reader.read(given)
     with asking(asked, own) as private:
-        for text in given:
-            (found,) = private.classify([text], labels=names)
+        answers: list[Any] = list(private.classify(given, labels=names, words=words))
+        for text, found in zip(given, answers, strict=True):
             show({"text": text if isinstance(text, str) else list(text), **as_record(found)})

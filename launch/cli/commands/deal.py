@@ -50,6 +50,9 @@ def run(
     ] = None,
     policy: PolicyOption = "full",
     suite_option: SuiteOptionsOption = None,
+    texts: Annotated[
+        int, typer.Option("--texts", min=1, help="Texts of an encoder's session, each of --prompt tokens with its padding.")
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Deal tapes for later sessions to disk, one folder per party; the dealer need not run in those sessions.
@@ -72,7 +75,7 @@ def run(
     spec = SuiteSpec(suite, options=suite_options(suite_option)).over(bounds)
     with err.status("dealing") as status:
         dealt = deal(
-            DealOrder(settings, architecture, DealSpec(prompt, tokens, sessions, spec, chosen, agreed, policy)),
+            DealOrder(settings, architecture, DealSpec(prompt, tokens, sessions, spec, chosen, agreed, policy, texts=texts)),
             directory,
             lambda stage, done, total: status.update(f"dealing: {stage} {done} of {total}"),
         )

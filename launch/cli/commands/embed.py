@@ -43,8 +43,9 @@ def run(
 ) -> None:
     """Embed texts on secret shares with an encoder (MiniLM, BERT, RoBERTa, DistilBERT), one line of JSON each.
 
-    Without --config, compute parties, a dealer and a model owner run as temporary processes of this machine. Embeddings come
-    to this process alone; parties learn the length of each text to within a few sizes.
+    Without --config, compute parties, a dealer and a model owner run as temporary processes of this machine. All texts go
+    through one session. Embeddings come to this process alone; parties learn how many texts there are, and their lengths to
+    within a few sizes.
     """
     asked = Asked(model, suite, suite_option, parties, device, config, name, insecure_trust_authority)
     given = read_texts(texts, file)
@@ -52,7 +53,7 @@ def run(
     own.reader.pooling(pooling)
     own.reader.read(given)
     with asking(asked, own) as private:
-        for text in given:
-            (row,) = private.embed([text], pooling=cast("Pooling | None", pooling), normalize=False if raw else None)
+        rows = private.embed(given, pooling=cast("Pooling | None", pooling), normalize=False if raw else None)
+        for text, row in zip(given, rows, strict=True):
             numbers = [float(f"{x:.7g}") for x in row.tolist()]
             show({"text": text if isinstance(text, str) else list(text), "embedding": numbers})

@@ -54,6 +54,9 @@ ShapeOrFolderOption = Annotated[
 PromptTokensOption = Annotated[
     int, typer.Option("--prompt", min=1, help="Tokens of the prompt, or of an encoder's text with its padding.")
 ]
+TextsOption = Annotated[
+    int, typer.Option("--texts", min=1, help="Texts of an encoder's session, each of --prompt tokens with its padding.")
+]
 NewTokensOption = Annotated[int, typer.Option("--new", min=1, help="Tokens to generate.")]
 NetworkOption = Annotated[str, typer.Option("--network", help="lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")]
 PrefixTokensOption = Annotated[
@@ -98,6 +101,7 @@ def run(
     all_layers: AllLayersOption = False,
     critical_path: CriticalPathOption = False,
     sessions: SessionsOption = 1,
+    texts: TextsOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Predict rounds, bytes, work, memory and seconds of each stage.
@@ -120,10 +124,10 @@ def run(
     architecture = with_positions(own, prefix + prompt + new - 1)
     choice = agreed_choice(decoding, temperature, architecture)
     options = options_for(model, suite, suite_option) if layers is None else suite_options(suite_option)
-    setting = Setting(suite, parties, policy, options, *choice, _drafting(draft, kept), prefix)
+    setting = Setting(suite, parties, policy, options, *choice, _drafting(draft, kept), prefix, texts=_texts(texts, prompt))
     check_traced(prefix + prompt)
     with err.status(f"{model}: tracing"):
-        found = estimate(architecture, setting, prompt, new, exhaustive=all_layers, kept=kept)
+        found = estimate(architecture, setting, prompt * texts, new, exhaustive=all_layers, kept=kept)
         measured = rates is None
         rates = rates or measure_rates()
         path = _critical_path(architecture, setting, prompt, new) if critical_path else None
@@ -135,14 +139,18 @@ def run(
         return
     _show(found, profile, rates)
     _show_in_step(stages)
-    if path is not None:
-        _show_path(path, new > 1)
+    _show_path(path, new > 1)
     if architecture.positions > own.positions:
         out.print(f"the model itself has {own.positions} positions only")
 
 
 def _path_json(path: CriticalPath) -> dict[str, Any]:
     return {"critical_path": {"layer": path.layer, "rounds": [asdict(r) for r in path.rounds]}}
+
+
+def _texts(count: int, prompt: int) -> tuple[int, ...]:
+    """Return the padded lengths of an encoder's texts, none where there is but one."""
+    return (prompt,) * count if count > 1 else ()
 
 
 def check_traced(tokens: int) -> None:
@@ -204,9 +212,11 @@ def _show_in_step(stages: dict[str, InStepSeconds]) -> None:
         )
 
 
-def _show_path(path: CriticalPath, decoded: bool) -> None:
+def _show_path(path: CriticalPath | None, decoded: bool) -> None:
     from rich.table import Table
 
+    if path is None:
+        return
     table = Table(box=None, header_style="bold", padding=(0, 1))
     for column in ("round", "bytes"):
         table.add_column(column, justify="right")

@@ -135,3 +135,22 @@ def remove(
     settings = load_role(config, "model-owner", insecure_trust_authority)
     removed = remove_prefix(settings, model, name)
     out.print(f"{name} is removed ({', '.join(removed)})")
+
+
+@app.command("gc")
+def collect(
+    config: ConfigOption,
+    model: ModelNameOption = None,
+    insecure_trust_authority: TrustAuthorityOption = False,
+) -> None:
+    """Take away prefixes that only some parties hold, as after a crash of one while they were stored, with the model owner's
+    configuration. Not while one is being registered."""
+    from launch.serve.roles import load_role
+    from parties.model_owner.prefixes import remove_strays
+
+    settings = load_role(config, "model-owner", insecure_trust_authority)
+    removed = remove_strays(settings, model)
+    for party, name in removed:
+        out.print(f"{name} is removed at {party}")
+    if not removed:
+        out.print("all parties hold the same prefixes")

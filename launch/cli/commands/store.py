@@ -1,4 +1,4 @@
-"""`mpcache store`: what a compute party keeps on disk: shares of models, and of rows of registered prefixes."""
+"""`mpcache store`: what a compute party keeps on disk: shares of models, of rows of registered prefixes, pages of caches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from parties.config.role_config import RoleConfig
     from parties.party.store_check import Entry
 
-app = typer.Typer(help="What a compute party keeps on disk: shares of models, and of registered prefixes.")
+app = typer.Typer(
+    help="What a compute party keeps on disk: shares of models and of registered prefixes, and pages of caches."
+)
 
 
 def _party(config: Path) -> tuple[RoleConfig, Path]:
@@ -29,14 +31,18 @@ def _party(config: Path) -> tuple[RoleConfig, Path]:
 
 @app.command("ls")
 def show(config: ConfigOption, as_json: JsonOption = False) -> None:
-    """List models, prefixes and what a crash left, with sizes, and how much of the quota of prefixes is used."""
+    """List models, prefixes, pages of sessions, tapes and what a crash left, with sizes, and how much of the quotas is
+    used."""
     from parties.party.store_check import entries
 
     settings, store = _party(config)
-    found, most = entries(store), settings.limits.max_prefix_bytes
-    used = sum(one.size for one in found if one.kind == "prefix")
+    found, limits = entries(store), settings.limits
+    used = {kind: sum(one.size for one in found if one.kind == kind) for kind in ("prefix", "session")}
+    tapes = _tape_bytes(settings.tapes)
     if as_json:
-        print_json({"entries": [_as_json(one) for one in found], "prefix_bytes": used, "max_prefix_bytes": most})
+        quotas = {"max_prefix_bytes": limits.max_prefix_bytes, "max_paged_bytes": limits.max_paged_bytes}
+        bytes_by_kind = {"prefix_bytes": used["prefix"], "paged_bytes": used["session"], "tape_bytes": tapes}
+        print_json({"entries": [_as_json(one) for one in found], **bytes_by_kind, **quotas})
         return
     table = Table(box=None, header_style="bold")
     for column in ("kind", "name", "id", "owner", "size", "state"):
@@ -45,7 +51,16 @@ def show(config: ConfigOption, as_json: JsonOption = False) -> None:
         state = "damaged" if one.problem else one.needless or "in use"
         table.add_row(one.kind, one.name, one.id, one.owner, byte_count(one.size), state)
     out.print(table if found else f"nothing lies in {store}")
-    out.print(f"prefixes: {byte_count(used)} of {byte_count(most)} (max_prefix_bytes)")
+    out.print(f"prefixes: {byte_count(used['prefix'])} of {byte_count(limits.max_prefix_bytes)} (max_prefix_bytes)")
+    out.print(f"caches in pages: {byte_count(used['session'])} of {byte_count(limits.max_paged_bytes)} (max_paged_bytes)")
+    if settings.tapes is not None:
+        out.print(f"tapes: {byte_count(tapes)} in {settings.tapes}")
+
+
+def _tape_bytes(folder: Path | None) -> int:
+    if folder is None or not folder.is_dir():
+        return 0
+    return sum(file.stat().st_size for file in folder.rglob("*.tape"))
 
 
 def _as_json(one: Entry) -> dict[str, object]:
@@ -86,14 +101,28 @@ def collect(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
     """Remove what nothing will ever use: prefixes without their model, and what a crash left. Stop the party first: what it
-    is writing looks as if a crash had left it."""
+    is writing looks as if a crash had left it, and it removes that itself when it starts."""
     from parties.party import store_check
 
-    _, store = _party(config)
+    settings, store = _party(config)
     needless = [one for one in store_check.entries(store) if one.needless]
+    if needless and not dry_run:
+        store_check.collect(store, settings.name, needless)
     for one in needless:
-        if not dry_run:
-            store_check.collect(one)
         out.print(f"{'would remove' if dry_run else 'removed'} {one.kind} {one.name} ({one.id}): {one.needless}")
     total = byte_count(sum(one.size for one in needless))
     out.print(f"{total} {'would be' if dry_run else 'are'} free again" if needless else "nothing is needless")
+
+
+@app.command("key")
+def make_key(file: Annotated[Path, typer.Argument(help="The new file, for 'store_key' of a party.")]) -> None:
+    """Make a key under which a party encrypts pages of its store, in a file that only its owner may read."""
+    from mpc.errors import ConfigurationError
+    from mpc.random import new_seed
+    from parties.files import write_new
+
+    try:
+        write_new(file, new_seed().hex().encode())
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be made ({error.strerror}): choose another place") from None
+    out.print(f"{file} holds a new key; name it as 'store_key' in the party's file, and keep a copy in a safe place")

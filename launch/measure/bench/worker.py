@@ -257,6 +257,7 @@ def run_dealer(folder: Path) -> None:
             tapes.begin(number)
             with timer.of(name), traced.of(name, "dealer"):
                 work()
+                tape.flush()
             tapes.end()
         tapes.wait_until_fetched()
     report = {"seconds": timer.seconds, "cpu_seconds": timer.cpu, "spans": traced.spans, "peak_rss_bytes": peak_memory()}

@@ -5,6 +5,7 @@ Bounds are for the suites' default precision and for inputs with 16 fraction bit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -216,6 +217,48 @@ def _selection() -> list[Function]:
     ]
 
 
+def _merging() -> list[Function]:
+    rows, kept, channels, most = 12, 40, 16, 30.0
+
+    def sums(count: int) -> list[Tensor]:
+        number = max(count // 8, 64)
+        weights = torch.exp(torch.linspace(0, math.log(most), number, dtype=torch.float64))[:, None]
+        weights = torch.round(weights * 1024) / 1024
+        return [normal("means", number, 8).clamp(-7, 7) * weights, weights]
+
+    def vectors(count: int) -> list[Tensor]:
+        number = max(count // (channels * (rows + kept)), 2)
+        return [normal(name, number, n, channels) * 3 for name, n in (("gone", rows), ("stays", kept))]
+
+    async def decayed(s: Any, x: Any) -> Any:
+        return await s.exp_negative(x, 16.0)
+
+    async def averaged(s: Any, total: Any, weights: Any) -> Any:
+        like = s.public(8.0, tuple(total.shape))  # no mean is larger
+        return await s.averaged(await s.rounded(total), await s.rounded(weights), like, (1.0, most))
+
+    async def unit(s: Any, x: Any, _: Any) -> Any:
+        return await s.normalised(await s.mask_for_cache(x))
+
+    async def nearest(s: Any, x: Any, y: Any) -> Any:
+        return (await s.most_similar(await s.normalised(x), await s.normalised(y)))[1]
+
+    def cosines(x: Tensor, y: Tensor) -> Tensor:
+        x, y = (torch.nn.functional.normalize(z, dim=-1) for z in (x, y))
+        return (x @ y.transpose(1, 2)).amax(-1)
+
+    def entry(name: str, words: str, points: Any, judge: Judge, program: Any, bound: float) -> Function:
+        return Function(name, "merging", words, "absolute", points, judge, program, _same(bound, bound))
+
+    small = "|x| < 16"
+    return [
+        entry("e^-x", "0 <= x <= 16", span(0.0, 16.0, UNIT), absolute(lambda x: torch.exp(-x)), decayed, 2.0**-12),
+        entry("average", "weights of 1 to 30", sums, absolute(lambda x, w: x / w), averaged, 2.0**-12),
+        entry("row of length 1", small, vectors, absolute(lambda x, y: x / x.norm(dim=-1, keepdim=True)), unit, 2.0**-12),
+        entry("largest cosine of 40", small, vectors, absolute(cosines), nearest, 2.0**-11),
+    ]
+
+
 def functions() -> list[Function]:
     """Return all functions, in the order of the table."""
-    return [f for part in (_comparisons, _activations, _softmaxes, _norms, _selection) for f in part()]
+    return [f for part in (_comparisons, _activations, _softmaxes, _norms, _selection, _merging) for f in part()]

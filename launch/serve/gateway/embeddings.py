@@ -1,4 +1,5 @@
-"""/v1/embeddings: OpenAI's requests for embeddings, answered by an encoder on shares, one session a text.
+"""/v1/embeddings: OpenAI's requests for embeddings, answered by an encoder on shares, all texts of a request in one
+session.
 
 A message never repeats a value of the request, which may be secret.
 """
@@ -6,7 +7,6 @@ A message never repeats a value of the request, which may be secret.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -18,13 +18,11 @@ from launch.serve.gateway.errors import invalid
 from launch.serve.gateway.parameters import parse_body
 from launch.serve.gateway.patience import Progress
 from launch.serve.gateway.settings import GatewaySettings
-from models.outputs import Output
 from models.tokenizer.text import EncodedText
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client
 from parties.client.encoding import EncodingRequest
 from parties.client.texts import TextReader, stacked
-from protocols.registry import SuiteSpec
 
 MOST_TEXTS = 2048  # OpenAI's
 
@@ -46,15 +44,14 @@ class AskedEmbeddings:
     """What the parties are asked. texts: secret."""
 
     model: str
-    requests: list[EncodingRequest] = field(repr=False)
+    request: EncodingRequest = field(repr=False)
     texts: list[EncodedText] = field(repr=False)
     normalised: bool
     encoding: str
 
     def rows(self, client: Client, cancellation: Cancellation, on_progress: Progress) -> Tensor:
-        """Return the embeddings, float32 [n, D], one session after the other. Raises what `Client.encode` does."""
-        how: dict[str, Any] = {"on_progress": on_progress, "cancellation": cancellation}
-        found = [client.encode(request, **how).checked() for request in self.requests]
+        """Return the embeddings, float32 [n, D]. Raises what `Client.encode_all` does."""
+        found = client.encode_all(self.request, on_progress=on_progress, cancellation=cancellation)
         return stacked(found, self.normalised)
 
     def body(self, rows: Tensor) -> dict[str, Any]:
@@ -84,14 +81,10 @@ def asked(parameters: EmbeddingParameters, served: Served, settings: GatewaySett
         raise invalid(f"this model's embeddings have {architecture.width} dimensions", "dimensions", "invalid_value")
     reader = TextReader(architecture, served.words.tokenizer, served.words.folder)
     given = parameters.input
-    texts = [given] if isinstance(given, str) else list(given)
-    if not texts or not all(isinstance(text, str) for text in texts):
+    listed = [given] if isinstance(given, str) else list(given)
+    if not listed or not all(isinstance(text, str) for text in listed):
         raise invalid("input must be a text or a list of texts; token ids are not read", "input", "invalid_value")
-    encoded = reader.read([text for text in texts if isinstance(text, str)])
-    requests = _requests(reader, encoded, settings.suite, served)
-    return AskedEmbeddings(parameters.model, requests, encoded, reader.normalises(None), parameters.encoding_format)
-
-
-def _requests(reader: TextReader, texts: Sequence[EncodedText], suite: SuiteSpec, served: Served) -> list[EncodingRequest]:
-    output: Output = reader.pooling(None)
-    return [EncodingRequest(reader.input(text), output, suite=suite, model=served.reference) for text in texts]
+    encoded = reader.read([text for text in listed if isinstance(text, str)])
+    texts = [reader.input(text) for text in encoded]
+    request = EncodingRequest(texts, reader.pooling(None), settings.suite, served.reference)
+    return AskedEmbeddings(parameters.model, request, encoded, reader.normalises(None), parameters.encoding_format)

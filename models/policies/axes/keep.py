@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from models.cache import Sharing
 from models.policies.eviction import Kept, Scores
 from models.policies.settings import budget_tokens
 
@@ -14,12 +15,13 @@ from models.policies.settings import budget_tokens
 class Keep:
     """sinks: first tokens that always stay. recent: last ones, a number, or below 1 a share of those that stay. stabilisers:
     last ones that stay where more batches of the prompt follow, at most half of those that stay. sets: a choice for each
-    key/value head, or one for all heads of a layer. All public."""
+    key/value head, or one for all heads of a layer. sharing: layers that one choice is made for. All public."""
 
     sinks: int = 0
     recent: float = 0
     stabilisers: int = 0
     sets: Literal["head", "layer"] = "head"
+    sharing: Sharing = field(default_factory=Sharing)
 
     def recent_of(self, kept: int) -> int:
         """Return how many of the last tokens stay, of `kept` in all.

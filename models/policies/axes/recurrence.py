@@ -18,6 +18,7 @@ from models.policies.eviction import Kept, Scores
 from protocols.suite import Suite, Value
 
 HIT_BITS = 20  # fraction bits of attention that is compared with alpha
+ROOM = 8  # bits of a gap that its comparison with others may need
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Recurrence(Scorer):
         return Observation(self.observed, each=True)
 
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
-        """Take in one query after the other: 4 rounds each."""
+        """Take in all observed queries at once, see `token`."""
 
         async def take_in() -> None:
             await self.token(suite, state, seen)
@@ -58,40 +59,48 @@ class Recurrence(Scorer):
         return [("hits", take_in)]
 
     async def token(self, suite: Suite, state: EvictionState, seen: Seen) -> None:
+        """Take in what Q queries pay to the cached tokens: a comparison, a scan that tells each of them the time of the last
+        hit before it, and the maximum of what lies between hits. Rounds of log2 Q steps twice, of few for one query."""
         assert isinstance(state, RecurrenceState)
         assert seen.mass is not None
         each = seen.mass if seen.each else seen.mass.sum(0, keepdim=True)
         heads = seen.most if seen.each else seen.most * seen.mass.shape[0]
         queries, cached = each.shape
-        self._grow(suite, state, cached, queries)
-        for n in range(queries):
-            await self._hit(suite, state, suite.with_bound(each[n : n + 1], heads + 1), self.alpha * heads)
+        earlier, known = state.longest, 0 if state.longest is None else state.longest.shape[1]
+        received = suite.with_bound(each, heads + 1)
+        hits = await suite.less_than_zero(-received + self.alpha * heads, HIT_BITS)
+        age = await self._ages(suite, state, hits)
+        bound, times = state.most + 1, torch.arange(1, queries + 1)
+        hit = hits.permute(1, 0)  # [S, Q]
+        marks = suite.concat([hit[:, :1] * 0 + 1.0, hit], 1)  # as if there had been a hit before them, so long ago
+        before = suite.with_bound(suite.concat([-age, hit * times], 1), bound)
+        last = await suite.copy_scan(marks, before)
+        gaps = await suite.select(hit, suite.with_bound(-last[:, :-1] + times.double(), bound), ROOM)
+        most = gaps if queries == 1 else await suite.max(gaps)
+        found = (suite.with_bound(x.permute(1, 0), bound) for x in (-last[:, -1:] + float(queries), most))
+        state.age, longest = await suite.together(*map(suite.mask_for_cache, found))
+        if earlier is not None:
+            if cached > known:
+                earlier = suite.concat([earlier, suite.public(0.0, (1, cached - known))], 1)
+            over = suite.with_bound(longest - earlier, bound)
+            more = await suite.select(await suite.less_than_zero(-over, 0), over)
+            longest = await suite.mask_for_cache(suite.with_bound(earlier + more, bound))
+        state.longest = longest
 
-    def _grow(self, suite: Suite, state: RecurrenceState, cached: int, queries: int) -> None:
-        """Let the ages be those before the last `queries` queries, of new tokens negative till they are cached."""
+    async def _ages(self, suite: Suite, state: RecurrenceState, hits: Value) -> Value:
+        """Return the ages of all tokens before the queries of `hits` [Q, S], of new tokens negative till they are cached:
+        integers [S, 1], with no fraction bits, in a ring with room for what they will be."""
+        queries, cached = hits.shape
         known = 0 if state.age is None else state.age.shape[1]
         new = cached - known
-        ages = suite.public(torch.arange(new - 1 - queries, -1 - queries, -1.0)[None])
-        none = suite.public(torch.zeros(1), (1, new))
         state.most += max(new, queries)
-        if state.age is not None and state.longest is not None:
-            ages = suite.concat([state.age + float(new - queries), ages], 1)
-            none = suite.concat([state.longest, none], 1)
-        state.age, state.longest = (suite.with_bound(x, state.most + 1) for x in (ages, none))
-
-    async def _hit(self, suite: Suite, state: RecurrenceState, received: Value, least: float) -> None:
-        """Take in what a query pays to the cached tokens, [1, S], all heads added."""
-        longest = state.longest
-        assert state.age is not None
-        assert longest is not None
-        age = suite.with_bound(state.age + 1.0, state.most + 1)
-        hit, longer = await suite.together(
-            suite.less_than_zero(-received + least, HIT_BITS), suite.less_than_zero(longest - age, 0)
-        )
-        gone, both = await suite.together(suite.select(hit, age), suite.select(hit, longer))
-        more = await suite.select(both, suite.with_bound(age - longest, state.most + 1))
-        found = (suite.with_bound(x, state.most + 1) for x in (age - gone, longest + more))
-        state.age, state.longest = await suite.together(*map(suite.mask_for_cache, found))
+        bound = state.most + 1.0
+        ages = (hits[:1, known:] * 0 + 1.0) * torch.arange(new - 1 - queries, -1 - queries, -1)[None]
+        if state.age is not None:
+            room, passed = (suite.public(x, (1, known)) for x in (bound, float(new - queries)))
+            age = await suite.recast(state.age + passed + room - room, 0)
+            ages = suite.concat([age, ages], 1) if new else age
+        return suite.with_bound(ages, bound).permute(1, 0)
 
     def ready(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Return the step of making scores: a division and a hyperbolic tangent."""

@@ -8,16 +8,18 @@ Leaks: nothing; what follows from scores is opened by no one (docs/security.md, 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
 
 from models.architecture import Architecture
 from models.cache import LayerState, Stage
 from models.learned import Learned
 from models.observation import Observation, Seen
 from models.policies.eviction import Kept, Scores, pooled, zeros
+from models.policies.settings import budget_tokens
 from protocols.suite import Suite, Value
 
 
@@ -25,7 +27,9 @@ from protocols.suite import Suite, Value
 class EvictionState(LayerState):
     """kept: public number of tokens that stay. groups: of key/value heads. most: public, the most attention that a token can
     have got from the queries that its score counts. learned: of the layer. scores [G, S], secret: what a scorer keeps of
-    each cached token, masked for reuse. threshold [1, 1], secret: of a merger (`models.policies.axes.similar`)."""
+    each cached token, masked for reuse. threshold [1, 1], secret: of a merger (`models.policies.axes.similar`). members:
+    layers that keep the same tokens, this one among them; votes [G, S], secret: at the first, what tokens got in those so
+    far, until the last one is through. reading: what the reader keeps."""
 
     kept: int = 0
     groups: int = 0
@@ -33,6 +37,15 @@ class EvictionState(LayerState):
     learned: Learned | None = None
     scores: Value | None = None
     threshold: Value | None = None
+    members: tuple[int, ...] = ()
+    votes: Value | None = None
+    reading: LayerState = field(default_factory=LayerState)
+
+    def parts(self) -> tuple[LayerState, ...]:
+        return self, self.reading
+
+    def __copy__(self) -> Self:
+        return replace(self, reading=copy.copy(self.reading))
 
 
 class Scorer(ABC):
@@ -150,24 +163,39 @@ class Accumulated(Scorer):
         return [("scores", remember)]
 
 
+class NoScores(Scorer):
+    """Nothing is scored: places alone say who stays."""
+
+    decodes: ClassVar[bool] = False
+
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation()
+
+    def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
+        raise RuntimeError("nothing is scored where places alone say who stays")
+
+
 @dataclass(frozen=True)
 class WindowVotes(Scorer):
-    """Attention from the prompt's last `window` queries, that of `kernel // 2` neighbours on each side added.
+    """Attention from the prompt's last `window` queries, below 1 a share of them, that of `kernel // 2` neighbours on each
+    side added. following: tokens behind each one that its score counts for, too.
 
     Source: SnapKV, Li et al., NeurIPS 2024, section 4.1.
     """
 
-    window: int
+    window: float
     kernel: int = 1
+    following: int = 0
     decodes: ClassVar[bool] = False
 
     def observation(self, tokens: int, layer: int) -> Observation:
-        return Observation(self.window)
+        return Observation(int(self.window) if self.window >= 1 else budget_tokens(self.window, tokens))
 
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
         assert seen.mass is not None
         half = self.kernel // 2
-        return Scores(pooled(suite, seen.mass[:, kept.start : kept.stop], half, half), seen.most + 1)
+        votes = pooled(suite, seen.mass[:, kept.start : kept.stop], half, half)
+        return Scores(votes, seen.most + 1, self.following)
 
 
 @dataclass(frozen=True)
@@ -185,7 +213,7 @@ class HeadVotes(WindowVotes):
         return 1 + max((layer for layer, _ in self.heads), default=-1)
 
     def observation(self, tokens: int, layer: int) -> Observation:
-        return Observation(self.window, tuple(head for of, head in self.heads if of == layer) or None)
+        return Observation(int(self.window), tuple(head for of, head in self.heads if of == layer) or None)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from models.checkpoint import load_checkpoint
 from protocols.crypten.suite import CryptenSuite
 from protocols.registry import SuiteSpec
 from tests.launch.conftest import Command
+from tests.models import random_encoders as encoders
 from tests.models.random_checkpoints import build, logits, prompt, save
 
 
@@ -114,3 +116,33 @@ def test_one_token(text_model: Path) -> None:
     assert measured.token == reference.token == int(reference.logits[-1].argmax())
     assert {row.step for row in rows} == {"prefill"}
     assert max(row.max_error for row in rows) < 0.05
+
+
+@pytest.mark.parametrize(("name", "suite", "parties"), [("bert-classes", "masked", 2), ("distilbert-labels", "crypten", 3)])
+def test_an_encoder(command: Command, tmp_path: Path, name: str, suite: str, parties: int) -> None:
+    """Every layer and the output that it was trained for, padding included, with transformers' numbers."""
+    encoders.save(name, tmp_path)
+    encoders.letters(tmp_path)
+    options = ("--suite", suite, "--parties", parties, "--json")
+    found = command("check", "--model", tmp_path, "--prompt", "who goes there", *options)
+    assert found.code == 0, found.out + found.err
+    report = json.loads(found.out)
+    assert (report["tokens"], report["padded"], report["output"]) == (16, 16, name.partition("-")[2])
+    assert report["hugging_face_max_error"] < 1e-4
+    names = ["embedding", *(f"layer {n}/{part}" for n in (0, 1) for part in ("attention", "mlp")), report["output"]]
+    assert [p["point"] for p in report["points"]] == names
+    assert all(0 < p["relative"] < 0.01 and p["largest"] > 0.1 for p in report["points"])
+    assert set(report["extremes"]) == {"residual", "score", "value", "activation", "logits"}
+    assert report["verdict"].startswith(f"right: {report['output']} within 0.0")
+
+
+def test_an_encoder_whose_bounds_are_too_small(command: Command, tmp_path: Path) -> None:
+    """The kind, the layer, the option that would do, and what the shares flagged; a wrong layer is found as well."""
+    model = encoders.build("distilbert")
+    with torch.no_grad():
+        model.transformer.layer[1].ffn.lin1.weight *= 20
+    model.save_pretrained(tmp_path)
+    found = command("check", "--model", tmp_path, "--suite-option", "activation=4", "--no-hugging-face")
+    assert found.code == 1
+    assert re.search(r"wrong: .* reach [\d.]+ in layer 1, bound 16: --suite-option activation=\d", found.out), found.out
+    assert "flagged on shares" in found.out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -51,14 +53,32 @@ def similar(k: Array, v: Array, kept: Index, gone: Index, tau: float | None = No
     return out[0], out[1], best, joins
 
 
-def runs(k: Array, v: Array, a: Array, sets: int, longest: int) -> tuple[Array, Array]:
-    """KVMerger with weights a [T], one head: k, v [T, C] -> means of runs, cut where neighbours are least similar."""
+def runs(
+    k: Array, v: Array, a: Array, sets: int, longest: int, weigh: Callable[[Array, Array], Array]
+) -> tuple[Array, Array]:
+    """KVMerger, one head: k, v [T, C] -> weighted means of runs, cut where neighbours are least similar. weigh: what rows of
+    a run count, by their keys and what its tokens received."""
     cuts = -(unit(k)[:-1] * unit(k)[1:]).sum(-1).round(9)
     if longest:
+        longest = max(longest, 2 * -(-len(k) // sets))
         cuts[longest - 1 :: longest] += 3
     ends = order(cuts, sets - 1)
     parts = np.split(np.arange(len(k)), ends + 1)
-    return tuple(np.array([a[p] @ x[p] / a[p].sum() for p in parts]) for x in (k, v))  # type: ignore[return-value]
+    weights = [weigh(k[p], a[p]) for p in parts]
+    return tuple(  # type: ignore[return-value]
+        np.array([w @ x[p] / w.sum() for w, p in zip(weights, parts, strict=True)]) for x in (k, v)
+    )
+
+
+def received(k: Array, a: Array) -> Array:
+    """The weights of a run by what its tokens received."""
+    return a + 2.0**-7
+
+
+def gaussian(k: Array, a: Array) -> Array:
+    """The weights of a run by the distance to the key of the first of those that received most."""
+    away = ((k - k[a.argmax()]) ** 2).sum(-1)
+    return np.asarray(np.exp(-away * len(k) / (2 * (away.sum() + 2.0**-4))))
 
 
 def elastic(k: Array, v: Array, score: Array, budget: int, sinks: int = 4) -> tuple[Array, Array]:

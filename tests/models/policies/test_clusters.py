@@ -10,7 +10,7 @@ from models.cache import KVCache
 from models.costs.tracing import STEP, Setting, trace_session
 from models.observation import Seen
 from models.policies import parse
-from models.policies.mpcache import MPCache, MPCacheState
+from models.policies.axes.cluster_reader import ClusterReader, ClusterState
 from tests.models.policies.policy_cases import Case, tiny
 from tests.protocols.suite_harness import run_plain
 
@@ -21,13 +21,13 @@ from tests.protocols.suite_harness import run_plain
 )
 def test_clusters_grow_with_the_cache(prompt: int, kept: int, fine: int) -> None:
     """The multiple of 8 from sqrt(0.6 kept) on: 0.6 * 106 is below 64, 0.6 * 107 above."""
-    sizes = MPCache(fine=0).sizes(kept)
+    sizes = ClusterReader(fine=0).sizes(kept)
     assert (sizes.fine, sizes.coarse) == (fine, 2 * fine)
-    assert MPCache(levels=2, fine=4).sizes(kept) == MPCache(fine=4, coarse=8).sizes(kept)
-    assert not MPCache().two_levels
-    assert MPCache(levels=2).two_levels
-    assert MPCache(fine=4, coarse=8).two_levels
-    assert not MPCache(levels=1, fine=4, coarse=8).two_levels
+    assert ClusterReader(levels=2, fine=4).sizes(kept) == ClusterReader(fine=4, coarse=8).sizes(kept)
+    assert not ClusterReader().two_levels
+    assert ClusterReader(levels=2).two_levels
+    assert ClusterReader(fine=4, coarse=8).two_levels
+    assert not ClusterReader(levels=1, fine=4, coarse=8).two_levels
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,12 @@ def test_layers_that_take_a_choice_describe_nothing(text: str, describing: list[
                 await policy.attend(s, cache, layer, await s.mask_queries(q[step]))
             await cache.settle()
             cache.seen += 1
-            states = {n: entry.state for n, entry in enumerate(cache.layers) if isinstance(entry.state, MPCacheState)}
+            states = {
+                n: part
+                for n, entry in enumerate(cache.layers)
+                for part in entry.state.parts()
+                if isinstance(part, ClusterState)
+            }
             found = {n: state.described.fine.count for n, state in states.items() if state.described.fine is not None}
             assert found == dict.fromkeys(describing, (tokens + step) // 4)
         return [k]

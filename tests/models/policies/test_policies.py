@@ -18,7 +18,8 @@ from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, PlainModel, generate_plain
 from models.observation import Seen
 from models.policies import POLICIES, parse
-from models.policies.mpcache import MPCache, MPCacheState
+from models.policies.axes.cluster_reader import ClusterReader, ClusterState
+from models.policies.mpcache import MPCache
 from models.policies.quest import QuestState
 from models.policies.registry import WRAPPERS
 from models.recall.documents import evaluation_cases
@@ -46,6 +47,7 @@ MATRIX = {
         "snapkv:budget=0.5,window=6,kernel=3",
         "snapkv:budget=0.5,window=6,kernel=1",
         "layers:weights=3 2 1*2|snapkv:budget=0.3,window=6",
+        "clusters:dynamic=0.4,fine=3,alpha=0.5,sinks=1,window=4|snapkv:budget=0.6,window=6",
     ],
     "cake": [
         "cake:budget=0.5,window=8",
@@ -254,7 +256,7 @@ def test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster(prompt: 
             await cache.append(s, 0, k[:, token : token + 1], v[:, token : token + 1])
             await policy.after_append(s, cache, 0)
             await cache.settle()
-        levels = cache.layers[0].state_of(MPCacheState).described
+        levels = cache.layers[0].state_of(ClusterState).described
         return [x for level in (levels.fine, levels.coarse) if level is not None for x in (level.high, level.low)]
 
     found = run_secure("masked", 2, program, case.inputs)
@@ -265,17 +267,19 @@ def test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster(prompt: 
         torch.testing.assert_close(found[2 * level + 1], clusters.amin(2), atol=2**-14, rtol=0)
 
 
-def test_layers_share_a_choice_and_chunks_change_nothing(tmp_path: Path) -> None:
+def test_layers_share_a_choice_and_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six layers: 0 and 1 choose alone, 2 and 4 choose for 3 and 5; a prompt in batches gives the same tokens."""
     case = Case(tiny(layers=6), tokens=64, steps=1, seed=2)
     chosen: list[int] = []
 
-    class Watched(MPCache):
-        async def _choose(self, suite: Any, entry: Any, q: Any, plan: Any) -> Any:
-            chosen.append(len(chosen))
-            return await super()._choose(suite, entry, q, plan)
+    real = ClusterReader.chosen
 
-    policy = Watched(static=1, dynamic=0.3, fine=4, coarse=8, sinks=4, window=4, sharing=2)
+    async def watched(self: ClusterReader, suite: Any, entry: Any, q: Any, plan: Any) -> Any:
+        chosen.append(len(chosen))
+        return await real(self, suite, entry, q, plan)
+
+    monkeypatch.setattr(ClusterReader, "chosen", watched)
+    policy = MPCache(static=1, dynamic=0.3, fine=4, coarse=8, sinks=4, window=4, sharing=2)
 
     async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
         cache = KVCache(case.architecture, policy)
@@ -326,13 +330,13 @@ def test_a_copied_cache_goes_its_own_way(text: str) -> None:
 def test_a_cache_of_another_policy_is_refused() -> None:
     cache = KVCache(tiny(), parse("h2o"))
     with pytest.raises(RuntimeError, match="the cache was made for another policy: it holds EvictionState"):
-        cache.layers[0].state_of(MPCacheState)
+        cache.layers[0].state_of(ClusterState)
 
 
 def test_a_policy_file_is_registered_documented_and_tested() -> None:
     folder = Path(models.policies.__file__).parent
     shared = {"__init__", "clusters", "eviction", "levels", "registry", "selecting", "settings", "threshold"}
-    shared |= {"batches", "changed", "composition", "holding", "wrappers"}
+    shared |= {"batches", "changed", "clustered", "composition", "holding", "wrappers"}
     files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in shared}
     assert files == set(POLICIES) | {"think", "cskv"}
     page = (folder.parents[1] / "docs" / "policies.md").read_text(encoding="utf-8")

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.cache import KVCache
+from models.cache import CachePolicy, KVCache
 from models.observation import Seen
 from models.policies import parse
+from models.policies.axes.cluster_reader import ClusterReader
 from models.policies.mpcache import MPCache
 from tests.models.policies.policy_cases import Case, tiny
 from tests.protocols.suite_harness import run_plain
@@ -165,18 +166,20 @@ def test_tova(case: Case) -> None:
         rows.pop(int(total.argmin()))
 
 
-def test_which_layers_choose() -> None:
+def test_which_layers_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind the first `apart` layers the first of each group chooses."""
     case = Case(tiny(layers=7), 64, 1, 2)
     chosen: list[int] = []
     at: list[int] = []
 
-    class Watched(MPCache):
-        async def _choose(self, suite: Any, entry: Any, q: Any, plan: Any) -> Any:
-            chosen.append(at[-1])
-            return await super()._choose(suite, entry, q, plan)
+    real = ClusterReader.chosen
 
-    policy = Watched(static=1, dynamic=0.4, fine=4, coarse=8, sinks=4, window=4, apart=2, sharing=2)
+    async def watched(self: ClusterReader, suite: Any, entry: Any, q: Any, plan: Any) -> Any:
+        chosen.append(at[-1])
+        return await real(self, suite, entry, q, plan)
+
+    monkeypatch.setattr(ClusterReader, "chosen", watched)
+    policy = MPCache(static=1, dynamic=0.4, fine=4, coarse=8, sinks=4, window=4, apart=2, sharing=2)
 
     async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
         cache = KVCache(case.architecture, policy)
@@ -191,3 +194,27 @@ def test_which_layers_choose() -> None:
 
     run_plain(program, case.inputs)
     assert chosen == [0, 1, 2, 4, 6]
+
+
+def test_clusters_behind_another_eviction_are_those_of_mpcache() -> None:
+    """With one head a set of tokens is a head's and a layer's: the same tokens stay by the same votes, the same count."""
+    case = Case(tiny(heads=1, groups=1), 48, 6, 5)
+    texts = (
+        "clusters:dynamic=0.3,fine=3,alpha=0.5,sinks=0,window=6|snapkv:budget=0.6,window=6,kernel=1",
+        "mpcache:static=0.6,observed=6,following=0,dynamic=0.3,fine=3,alpha=0.5,sinks=0,window=6,sharing=1",
+    )
+    found = []
+    for policy in map(parse, texts):
+        policy.check(case.architecture, case.tokens)
+
+        async def program(s: Any, *values: Any, policy: CachePolicy = policy) -> Any:
+            return await case.run(policy, s, *values)
+
+        found.append(run_plain(program, case.inputs))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    plain = parse("snapkv:budget=0.6,window=6,kernel=1")
+
+    async def whole(s: Any, *values: Any) -> Any:
+        return await case.run(plain, s, *values)
+
+    assert not torch.equal(found[0][0], run_plain(whole, case.inputs)[0])

@@ -75,7 +75,13 @@ from tests.models.policies.test_policies import TEXTS
         ("lag:every=0|h2o", "policy lag: every = 0 must be a whole number, 1 or more"),
         (
             "lag|mpcache",
-            "policy lag: 'mpcache' is no system of axes, of which lag changes one; use h2o, snapkv or tova inside",
+            "policy lag: 'mpcache' reads some of what stays, by clusters or places that lag would change; use h2o, snapkv",
+        ),
+        ("clusters|h2o", "policy clusters: 'h2o' moves rows while decoding or holds them in segments"),
+        ("clusters|mpcache", "policy clusters: 'mpcache' reads some of what stays"),
+        (
+            "clusters:fine=4,coarse=6|snapkv",
+            "policy clusters: clusters do not nest: coarse = 6 must be a multiple of fine = 4",
         ),
         ("lag|full@0;h2o", "policy lag: 'full@0;h2o' is no system of axes"),
         ("lag|lag|h2o", "policy lag: 'lag:every=32|h2o' is changed so already; leave out one of them"),

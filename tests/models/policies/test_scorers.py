@@ -11,6 +11,7 @@ import torch
 from models.cache import KVCache
 from models.observation import Seen
 from models.policies import parse
+from models.policies.axes.recurrence import Recurrence
 from models.policies.eviction import EvictingPolicy
 from tests.models.policies.policy_cases import Case, tiny
 from tests.protocols.suite_harness import run_plain, run_secure
@@ -213,6 +214,58 @@ def test_lazy_eviction_keeps_what_comes_back() -> None:
         assert np.array_equal(keys, case.k[:, hand.rows]), seed
         assert np.array_equal(values, case.v[:, hand.rows])
     assert done > 45
+
+
+def hits_of(seed: int) -> list[Array]:
+    """What prompts of two batches and three tokens pay, summed over heads: at, just above or far from the threshold 0.25."""
+    g = np.random.default_rng(seed)
+    first, second, queries = 3 + seed % 5, 1 + seed % 4, 1 + seed % 3
+    shapes = [(queries, first), (min(queries, second), first + second)]
+    shapes += [(1, first + second + n) for n in (1, 2, 3)]
+    found = [g.choice([0.0, 0.25, 0.25 + 2.0**-14, 0.75], shape) for shape in shapes]
+    for paid in found:
+        late = np.arange(paid.shape[1]) > paid.shape[1] - paid.shape[0] + np.arange(paid.shape[0])[:, None]
+        paid[late] = 0  # of tokens that are not cached yet
+    return found
+
+
+async def recurrences(s: Any, batches: list[Any]) -> list[Any]:
+    """What `Recurrence` makes of them: ages and longest gaps."""
+    scorer = Recurrence(0.25, 5)
+    state = scorer.new_state()
+    for x in batches:
+        await scorer.token(s, state, Seen(x, 1, each=True))
+    return [state.age, state.longest]
+
+
+def by_steps(batches: list[Array]) -> list[Array]:
+    """The same, one query after the other."""
+    ts, mri, time = np.zeros(0), np.zeros(0), 0
+    for paid in batches:
+        new = paid.shape[1] - len(ts)
+        start = time + new - len(paid)  # queries that are not observed pass
+        ts, mri = np.r_[ts, time + np.arange(new)], np.r_[mri, np.zeros(new)]
+        for n, one in enumerate(paid):
+            ts, mri = lazy_step(ts, mri, one, start + n, 0.25)
+        time += new
+    return [time - 1 - ts, mri]
+
+
+@pytest.mark.parametrize(
+    ("suite", "parties", "cases"), [("plain", 1, 400), ("masked", 2, 2), ("masked", 3, 1), ("crypten", 2, 1)]
+)
+def test_ages_and_gaps_are_those_of_one_query_after_the_other(suite: str, parties: int, cases: int) -> None:
+    """Many hits at once, attention at the threshold and 2^-14 above it."""
+    given = [hits_of(seed) for seed in range(cases)]
+    flat = [torch.from_numpy(x) for one in given for x in one]
+
+    async def program(s: Any, *values: Any) -> Any:
+        return [x for n in range(0, len(values), 5) for x in await recurrences(s, list(values[n : n + 5]))]
+
+    found = run_plain(program, flat) if suite == "plain" else run_secure(suite, parties, program, flat)
+    for n, one in enumerate(given):
+        for value, wanted in zip(found[2 * n : 2 * n + 2], by_steps(one), strict=True):
+            assert np.array_equal(value[0].numpy(), wanted), (suite, n)
 
 
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from models.checkpoint import load_checkpoint
+from models.architectures import encoder_of
+from models.checkpoint import load_checkpoint, read_description
 from models.encoding import EncoderInput, EncodingPlan, PlainEncoder
-from mpcache import ConfigurationError, PermissionRefused, PrivateModel, SuiteSpec
+from models.shapes import find_description
+from models.tokenizer.text import TextTokenizer
+from mpcache import ConfigurationError, PermissionRefused, PrivateModel, SuiteSpec, TapeError
 from parties.client.client import Client
-from parties.client.texts import Classification
+from parties.client.encoding import EncodingRequest
+from parties.client.texts import Classification, TextReader, labelled
 from parties.server.permissions import Permissions
+from parties.tapes.deal import DealOrder, DealSpec, deal
 from parties.wire.manifest import Manifest
 from tests.models import random_encoders as encoders
 from tests.parties.deployment import Deployment
@@ -54,17 +60,31 @@ def model(deployment: Deployment, classes: Path) -> Iterator[PrivateModel]:
         yield connected
 
 
-def test_classes_and_embeddings_are_those_of_plaintext(model: PrivateModel, classes: Path) -> None:
+def test_classes_and_embeddings_are_those_of_plaintext(
+    model: PrivateModel, classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several texts in one session, in the order in which they were given."""
     plain = PlainEncoder(load_checkpoint(classes))
-    found = model.classify([TEXT, PAIR])
-    for one, text in zip(found, (TEXT, PAIR), strict=True):
+    words = model.tokenizer
+    assert words is not None
+    sessions, encode = [], model.client.encode
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        sessions.append(encode(*arguments, **options))
+        return sessions[-1]
+
+    monkeypatch.setattr(model.client, "encode", counted)
+    texts = ("a" * 18, TEXT, PAIR)  # the first one is longer, so the session reads it last
+    found = model.classify(texts)
+    assert [one.plan.batches for one in sessions] == [((2, 16), (1, 24))]
+    for one, text in zip(found, texts, strict=True):
         assert isinstance(one, Classification)
-        encoded = model.tokenizer.encode_pair(*((text,) if isinstance(text, str) else text))
+        encoded = words.encode_pair(*((text,) if isinstance(text, str) else text))
         logits = plain.output(EncoderInput(encoded.ids, encoded.types), "classes")[0]
         wanted = torch.softmax(logits, -1)
         assert one.label == f"class {int(wanted.argmax())}"
         assert list(one.scores.values()) == pytest.approx(wanted.tolist(), abs=2e-3)
-    ids = model.tokenizer.encode_pair(TEXT).ids
+    ids = words.encode_pair(TEXT).ids
     wanted = plain.output(EncoderInput(ids), "mean").double()
     (row,) = model.embed(TEXT, normalize=False)
     assert torch.cosine_similarity(row.double(), wanted[0], dim=0) > 1 - 1e-5
@@ -84,7 +104,7 @@ def test_refusals(model: PrivateModel, deployment: Deployment, checkpoint: Path)
         model.classify(TEXT, labels=["a", "b"])
     granted = [{"name": "client", "outputs": ["classes"]}]
     permissions = Permissions(deployment.config("party", "party0", clients=granted))
-    plan = EncodingPlan(16, "mean")
+    plan = EncodingPlan((16,), "mean")
     manifest = Manifest.of("0" * 32, model.reference.encoder, SuiteSpec("masked"), plan, ["party0", "party1"])
     with pytest.raises(PermissionRefused, match=r"may not use output 'mean' .* outputs: \[classes, mean\]"):
         permissions.check_decoding(manifest, "client")
@@ -92,3 +112,58 @@ def test_refusals(model: PrivateModel, deployment: Deployment, checkpoint: Path)
     client = Client(deployment.config("client", "client"))
     with pytest.raises(ConfigurationError, match="'gpt2' is a decoder, which has neither classes nor embeddings"):
         _ = client.find_model("decoder").encoder
+
+
+def test_sessions_of_many_texts() -> None:
+    """As few as hold them: 8 192 tokens with padding each, the shortest texts first."""
+    architecture = find_description("bert-base")
+    texts = [EncoderInput([1] * (500 if n % 2 else 5)) for n in range(40)]
+    found = list(EncodingRequest(texts).sessions(encoder_of(architecture, "bert-base"), 8192))
+    assert [len(one) for one in found] == [20 + 15, 5]
+    assert sorted(place for one in found for place in one) == list(range(40))
+    assert all(len(texts[place].ids) == 5 for place in found[0][:20])
+
+
+def test_labels_of_words(tmp_path: Path) -> None:
+    """Each is its first token's and stands where all its tokens do."""
+    vocabulary = {word: n for n, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "ad", "##a", "in", "par", "##is"])}
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    model = encoders.save("bert-labels-one-head", tmp_path)
+    names = [f"label {n}" for n in range(7)]
+    architecture = encoder_of(read_description(tmp_path), "it")
+    reader = TextReader(architecture, TextTokenizer.load(tmp_path, ()), tmp_path)
+    (encoded,) = reader.read([("ada in", "paris")])
+    assert encoded.words == [None, 0, 0, 1, None, 2, 2, None]
+    logits = encoders.outputs(model, encoded.ids, encoded.types)["labels"]
+    found = labelled(logits, encoded, reader.labels(names, words=True), words=True)
+    assert [(one.start, one.end) for one in found] == [(0, 3), (4, 6), (0, 5)]
+    assert [one.label for one in found] == [names[int(logits[n].argmax())] for n in (1, 3, 5)]
+    tokens = labelled(logits, encoded, reader.labels(names))
+    assert [(one.start, one.end) for one in tokens] == [(0, 2), (2, 3), (4, 6), (0, 3), (3, 5)]
+    encoders.save("bert-classes", tmp_path)
+    other = TextReader(encoder_of(read_description(tmp_path), "it"), TextTokenizer.load(tmp_path, ()), tmp_path)
+    with pytest.raises(ConfigurationError, match="words: this checkpoint has the head 'classes'"):
+        other.labels(names[:5], words=True)
+
+
+def test_tapes_of_several_texts(tmp_path: Path) -> None:
+    """Dealt ahead for so many texts of a length, and for no other number; no dealer runs."""
+    folder = write("distilbert-classes", tmp_path / "model")
+    deployment = Deployment(tmp_path / "deployment", 2, deadline_seconds=30)
+    spec = DealSpec([16], 1, suite=SuiteSpec("masked"), decoding="classes", texts=3)
+    deal(DealOrder(deployment.config("dealer", "dealer"), read_description(folder), spec), tmp_path / "tapes")
+    plain = PlainEncoder(load_checkpoint(folder))
+    texts = [EncoderInput([1, *range(4, 4 + n), 2]) for n in (2, 5, 3)]
+    try:
+        for name in deployment.names:
+            deployment.start_one(name, tapes=tmp_path / "tapes" / name)
+        deployment.share(folder, "classes")
+        client = Client(deployment.config("client", "client"))
+        with pytest.raises(TapeError, match="1 for another text tokens"):
+            client.encode(EncodingRequest(texts[:2], suite=SuiteSpec("masked")))
+        found = client.encode(EncodingRequest(texts, suite=SuiteSpec("masked")))
+        for one, text in zip(found.checked(), texts, strict=True):
+            torch.testing.assert_close(one, plain.output(text, "classes").double(), atol=0.01, rtol=0)
+    finally:
+        deployment.stop()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 ROOT = str(Path(__file__).parents[3]) + "/"
+RECORDER = ROOT + "mpc/device/"  # runs what others have asked for
 FLOORS = ("mpc/", "protocols/", "models/", "parties/", "launch/")
 Kind = Literal["kernel", "up", "down", "wait"]
 
@@ -21,7 +22,7 @@ def line() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if name.startswith(ROOT) and name.removeprefix(ROOT).startswith(FLOORS):
+        if name.startswith(ROOT) and name.removeprefix(ROOT).startswith(FLOORS) and not name.startswith(RECORDER):
             return f"{name.removeprefix(ROOT)}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "a test"

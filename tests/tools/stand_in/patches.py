@@ -10,6 +10,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from mpc.device import launches, products, triton_launch
+from mpc.device.deferred import Deferred
+from mpc.device.launches import Launch
 from tests.tools.stand_in.counts import note
 from tests.tools.stand_in.tensor import CUDA, StandIn, up
 
@@ -30,6 +33,8 @@ def _is_cuda(device: Any) -> bool:
 
 def _to_device(self: Tensor, *args: Any, **options: Any) -> Tensor:
     """`Tensor.to`."""
+    if isinstance(self, Deferred):
+        return _to(self, *args, **options)
     device = options.get("device")
     for x in args:
         if isinstance(x, torch.device | str):
@@ -42,6 +47,9 @@ def _to_device(self: Tensor, *args: Any, **options: Any) -> Tensor:
     options = {name: value for name, value in options.items() if name not in ("device", "non_blocking")}
     out = _to(self, *rest, **options) if rest or options else self
     return out if isinstance(self, StandIn) else up(out)
+
+
+_to_device.__name__ = "to"  # torch hands it on by its name
 
 
 def _factory(name: str) -> Callable[..., Tensor]:
@@ -64,6 +72,32 @@ def _factory(name: str) -> Callable[..., Tensor]:
     return make
 
 
+def _launched(launch: Launch) -> list[Tensor]:
+    """Run a launch on what the device's tensors hold: one kernel, whose text must exist."""
+    triton_launch.source_of(launch)
+    note("kernel", "launch")
+    kept = [(node, node.held) for node in launch.nodes if node.held is not None]
+    for node, held in kept:
+        node.held = held.held if isinstance(held, StandIn) else held
+    devices = [node.device for node in launch.nodes]
+    try:
+        for node in launch.nodes:
+            node.device = torch.device("cpu")
+        return [StandIn(x) for x in launches.by_operations(launch)]
+    finally:
+        for node, device in zip(launch.nodes, devices, strict=True):
+            node.device = device
+        for node, held in kept:
+            node.held = held
+
+
+def _multiplied(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply few rows of words: one kernel."""
+    note("kernel", "row product")
+    left, right = (x.held if isinstance(x, StandIn) else x for x in (a, b))
+    return StandIn(left.to(torch.int64) @ right.to(torch.int64))
+
+
 @contextmanager
 def installed() -> Iterator[None]:
     """Let "cuda" be the stand-in device within, in all threads."""
@@ -73,4 +107,10 @@ def installed() -> Iterator[None]:
         stack.enter_context(mock.patch.object(Tensor, "cuda", lambda self, *_, **__: _to_device(self, CUDA)))
         for name in FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, _factory(name)))
-        yield
+        launches.backends.append(_launched)
+        products.row_kernels.append(_multiplied)
+        try:
+            yield
+        finally:
+            launches.backends.remove(_launched)
+            products.row_kernels.remove(_multiplied)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from mpc.device.deferred import Deferred
 from tests.tools.stand_in.counts import line, note
 
 CUDA = torch.device("cuda:0")
@@ -90,6 +91,8 @@ class StandIn(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Functions of the host first; the rest goes on to `__torch_dispatch__` where torch lets it."""
+        if any(isinstance(x, Deferred) for x in args):
+            return Deferred.__torch_function__(func, types, args, kwargs)
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
         if name == "cpu":
@@ -107,10 +110,10 @@ class StandIn(Tensor):
                 raise
         if name in ("__getitem__", "__setitem__"):
             _note_index(name, *args)
-        else:
-            note("kernel", name)
         with torch._C.DisableTorchFunctionSubclass():
             found = func(*tree_map(_plain, args), **tree_map(_plain, kwargs))
+        if name not in ("__getitem__", "__setitem__") and not _shows(found, args):
+            note("kernel", name)
         return tree_map(_placed, found)
 
     @classmethod
@@ -132,11 +135,12 @@ class StandIn(Tensor):
             mirror[1](made, found)
         if name == "_to_copy" and to_host:
             return down(found)
-        if name not in VIEWS:
+        writes = func._schema.arguments and _written(func._schema.arguments[0])
+        if name not in VIEWS and (writes or not _shows(found, args)):
             note("kernel", name)
         if name in WAITS:
             note("wait", name)
-        if func._schema.arguments and _written(func._schema.arguments[0]):
+        if writes:
             return args[0]
         return found if to_host or name in ("_local_scalar_dense", "equal", "is_nonzero") else tree_map(_placed, found)
 
@@ -155,6 +159,14 @@ def _copied(func: Any, args: Any, options: Any) -> Any:
         note("up", "copy_", _size(source))
     note("kernel", "copy_")
     return target
+
+
+def _shows(found: Any, args: Any) -> bool:
+    """Whether a result is the memory of an argument in another shape: no kernel."""
+    if not isinstance(found, Tensor) or not isinstance(args[0], StandIn):
+        return False
+    same: bool = found.untyped_storage().data_ptr() == args[0].held.untyped_storage().data_ptr()
+    return same
 
 
 def _note_index(name: str, x: Any, index: Any, *value: Any) -> None:

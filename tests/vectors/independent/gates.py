@@ -125,6 +125,28 @@ def _look_up_by_bits(w: World, index: Shared, table: Shared, bits: int) -> Steps
     return Shared(reduce(out, bits), bits, table.frac)
 
 
+def _veiled(w: World, x: Shared, y: Shared, count: int, frac: int) -> Steps:
+    a = yield from w.open(x)
+    b = yield from w.open(y)
+    bits = min(a.bits, b.bits)
+    fresh = w.random("matmul", (a.shape[0], b.shape[1]), bits)
+    share = on_parties(lambda lx, ly, r: r - lx @ b.m - a.m @ ly, a.lam, b.lam, fresh)
+    share[0] += a.m @ b.m
+    veil = reduce((total(fresh, bits) - a.mask @ b.mask) * U(7879), bits)
+    share = reduce(share * U(7879), bits)
+    if w.parties == 2:
+        share[0] += U(1 << (count - 1))
+        m = yield Open(reduce(share, bits) >> U(count), bits - count)
+    else:
+        m = (yield Open(share, bits)) >> U(count)
+    lam = w.deal("veil", m.shape, bits - count, veil >> U(count))
+    return Masked(m, lam, bits - count, frac).shared
+
+
+def _judge_veiled(x: np.ndarray, y: np.ndarray, count: int, frac: int) -> Any:
+    return close(x @ y * 7879 / 2.0**13, 1.5 / 2.0**frac)
+
+
 def _asked(request: Open) -> Steps:
     return (yield request)
 
@@ -267,6 +289,7 @@ GATES: dict[str, Gate] = {
     "weight product": Gate(_weight, lambda x, y: exact(x @ y)),
     "gain": Gate(_gain, lambda x, y: exact(x * y)),
     "look up": Gate(_look_up, lambda index, table, bits: exact(table[index.astype(int)])),
+    "veiled product": Gate(_veiled, _judge_veiled),
     "look up by bits": Gate(_look_up_by_bits, lambda index, table, bits: exact(table[index.astype(int)])),
     "truncate": _opened(lambda w, x, count, frac: linear.truncate(w, x, count).shared, _floor),
     "truncate and lift": _opened(

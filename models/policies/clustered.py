@@ -1,0 +1,70 @@
+"""Systems behind whose eviction a token reads clusters of what stays, as in `mpcache`, and not all of it.
+
+Leaks: to parties and dealer their text and what the system inside leaks (docs/security.md, "Policies").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from models.architecture import Architecture
+from models.policies.axes.cluster_reader import ClusterReader
+from models.policies.changed import Changed
+from models.policies.composition import Axes
+from mpc.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Clustered(Changed):
+    """Another system that drops tokens after the prompt alone; then each token attends to `dynamic` of all tokens so far, in
+    clusters of `fine` tokens that it chooses. Settings as of `MPCache`.
+
+    Text form: `clusters:dynamic=0.1,fine=7|snapkv:budget=0.4`.
+    """
+
+    dynamic: float = 0.1
+    fine: int = 7
+    coarse: int = 0
+    alpha: float = 0.6
+    linear: bool = True
+    sinks: int = 4
+    window: int = 12
+    name: ClassVar[str] = "clusters"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.reader.validate(self.name)
+        axes = self.inner.axes
+        if axes.schedule.every or axes.schedule.distance or axes.merge.holds:
+            raise ConfigurationError(
+                f"policy {self.name}: '{self.inner.spec}' moves rows while decoding or holds them in segments, and clusters "
+                f"are of rows in their order; use snapkv, cake or compresskv inside, or leave out {self.name}"
+            )
+
+    @property
+    def reader(self) -> ClusterReader:
+        """Return how tokens read what stays."""
+        found = ClusterReader(self.dynamic, self.fine, self.coarse, alpha=self.alpha, linear=self.linear)
+        return replace(found, sinks=self.sinks, window=self.window)
+
+    @property
+    def spec(self) -> str:
+        settings = [f"dynamic={self.dynamic}"]
+        names = ("fine", "coarse", "alpha", "linear", "sinks", "window")
+        settings += [f"{n}={str(getattr(self, n)).lower()}" for n in names if getattr(self, n) != getattr(type(self), n)]
+        return f"{self.name}:{','.join(settings)}|{self.inner.spec}"
+
+    @property
+    def axes(self) -> Axes:
+        return replace(self.inner.axes, reader=self.reader)
+
+    @property
+    def equal_layers(self) -> bool:
+        """Whether a cluster's number means the same tokens in all layers, which tokens that go by themselves spoil."""
+        return self.axes.budget.share == 1
+
+    def check(self, architecture: Architecture, prompt_tokens: int) -> None:
+        super().check(architecture, prompt_tokens)
+        stays = min(self.stays(prompt_tokens, layer) for layer in range(self.own_budgets))
+        self.reader.check(self.name, prompt_tokens, stays)

@@ -1,0 +1,184 @@
+"""From what is written down to launches: which elements get memory, which are computed with those that need them.
+
+All that somebody still holds is computed at once (`deferred.settle`), so nothing is written down for long. Elements that
+others need get memory before these are computed where computing them twice would cost more (`_cuts`). What then depends on
+nothing else is one launch: one kernel that writes all of it, each output by blocks of its own.
+
+A backend runs a launch: `by_operations`, one operation of torch after the other, or `triton_launch`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mpc.device import reference
+from mpc.device.node import Node
+
+HEAVY = 24  # operations that are not done twice
+HEAVIEST = 160  # operations of an output
+MOST = 320  # operations of a launch
+_MANY = 64  # sums whose sum is a step of its own
+_FEW = 8  # so many times more elements than there are to compute: they are computed before
+
+
+@dataclass
+class Launch:
+    """outputs: nodes that get memory. nodes: all that is computed for them, arguments first; "held" ones are read."""
+
+    outputs: list[Node]
+    nodes: list[Node] = field(default_factory=list)
+
+
+Backend = Callable[[Launch], list[Tensor]]
+
+
+def by_operations(launch: Launch) -> list[Tensor]:
+    """Run a launch by torch, one operation after the other."""
+    found: dict[int, Tensor] = {}
+    for node in launch.nodes:
+        if node.held is not None:
+            found[id(node)] = node.held
+        else:
+            found[id(node)] = reference.computed(node, [found[id(a)] for a in node.args], node.device)
+    return [found[id(node)].contiguous() for node in launch.outputs]
+
+
+backends: list[Backend] = [by_operations]
+"""What runs launches; the last one counts."""
+_lock = threading.RLock()
+
+
+def compute(wanted: Sequence[Node]) -> None:
+    """Give these nodes their elements."""
+    with _lock, torch.inference_mode(False):  # what is made here may be used in either mode
+        _compute([node for node in wanted if node.held is None])
+
+
+def _compute(wanted: list[Node]) -> None:
+    order = _ordered(wanted)
+    bases = [_base(node) for node in wanted]  # what only moves elements shows those of another node
+    cuts = _cuts(order)
+    outputs_at = cuts | {id(node) for node in bases if node.held is None}
+    level: dict[int, int] = {}
+    steps: list[list[Node]] = []
+    for node in order:
+        at = max((level[id(a)] + (id(a) in cuts) for a in node.args), default=0)
+        level[id(node)] = at
+        if id(node) in outputs_at:
+            while len(steps) <= at:
+                steps.append([])
+            steps[at].append(node)
+    for outputs in steps:
+        for launch in _split(outputs):
+            for node, held in zip(launch.outputs, backends[-1](launch), strict=True):
+                node.settled(held)
+    for node in wanted:
+        if node.held is None:
+            node.settled(_shown(node))
+
+
+def _is_view(node: Node) -> bool:
+    """Whether torch shows the elements of what the node is made of, without a copy."""
+    return node.op in ("axes", "permute", "expand", "slice") or (node.op == "reshape" and _in_order(node.args[0]))
+
+
+def _in_order(node: Node) -> bool:
+    """Whether elements lie one behind the other."""
+    if node.held is not None:
+        return node.held.is_contiguous()
+    return _in_order(node.args[0]) if node.op == "axes" else node.op not in ("permute", "expand", "slice")
+
+
+def _base(node: Node) -> Node:
+    while node.held is None and _is_view(node):
+        node = node.args[0]
+    return node
+
+
+def _shown(node: Node) -> Tensor:
+    return node.held if node.held is not None else reference.view(node, _shown(node.args[0]))
+
+
+def _ordered(wanted: Sequence[Node]) -> list[Node]:
+    """Return all nodes that these need, arguments first."""
+    out: list[Node] = []
+    seen: set[int] = set()
+    stack: list[tuple[Node, bool]] = [(node, False) for node in reversed(wanted)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            out.append(node)
+            continue
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        stack.append((node, True))
+        if node.held is None:
+            stack.extend((a, False) for a in reversed(node.args) if id(a) not in seen)
+    return out
+
+
+def _cuts(order: list[Node]) -> set[int]:
+    """Return the nodes that get memory before what needs them is computed; all others are computed where they are needed."""
+    cuts: set[int] = set()
+    weight: dict[int, int] = {}
+    users: dict[int, int] = {}
+    for node in order:
+        for a in node.args:
+            users[id(a)] = users.get(id(a), 0) + 1
+    for node in order:
+        total = 1
+        for a in node.args:
+            if a.held is not None or id(a) in cuts:
+                continue
+            if _wanted_before(node, a, weight[id(a)], users[id(a)], total):
+                cuts.add(id(_base(a)))
+            else:
+                total += weight[id(a)]
+        weight[id(node)] = total
+    return cuts
+
+
+def _wanted_before(node: Node, a: Node, weight: int, users: int, beside: int) -> bool:
+    """Whether an argument of a node is better computed before it."""
+    if a.op == "constant" or _base(a).held is not None:
+        return False
+    if (
+        a.op == "fold"
+        or (a.op == node.op == "sum" and a.count > _MANY)
+        or weight + beside > HEAVIEST
+        or (users > 1 and weight > HEAVY)
+    ):
+        return True
+    if node.op == "pack":
+        return weight * _looks(node.attrs[0]) > HEAVIEST
+    if node.op in ("gather", "take"):
+        return weight > HEAVY
+    return node.op == "expand" and node.count > _FEW * a.count and weight > 2
+
+
+def _looks(bits: int) -> int:
+    """Return how many elements a byte of packed elements is made of."""
+    rest = bits % 8
+    return (bits >= 8) + (-(-8 // rest) + (8 % rest > 0) if rest else 0)
+
+
+def _split(outputs: list[Node]) -> list[Launch]:
+    """Return launches of these outputs, none of too many operations."""
+    out: list[Launch] = []
+    for node in outputs:
+        needed = _ordered([node])
+        if out:
+            have = {id(n) for n in out[-1].nodes}
+            more = [n for n in needed if id(n) not in have]
+            if len(have) + len(more) <= MOST:
+                out[-1].outputs.append(node)
+                out[-1].nodes.extend(more)
+                continue
+        out.append(Launch([node], needed))
+    return out

@@ -1,0 +1,49 @@
+"""Sessions whose cache lies in pages give the tokens, rounds and bytes of sessions whose cache lies in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.checkpoint import load_checkpoint
+from models.generation import GenerationPlan
+from parties.pages import shelf
+from protocols.registry import SuiteSpec
+from tests.models import random_checkpoints
+from tests.parties.pages.sessions import PROMPT, Paged
+
+NEW = 4
+
+
+@pytest.fixture(autouse=True)
+def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "PAGE_BYTES", 1 << 10)
+    monkeypatch.setattr(shelf, "LEAST_ROWS", 4)
+
+
+@pytest.mark.parametrize(
+    ("suite", "policy"),
+    [
+        ("masked", "full"),
+        ("masked", "lag:every=2|h2o:budget=0.5"),
+        ("masked", "streaming-llm:budget=0.5,sinks=2"),
+        ("masked", "demote:fraction_bits=2|snapkv:budget=0.5,window=4"),
+        ("crypten", "full"),
+    ],
+)
+def test_a_session_in_pages_is_the_same_session(suite: str, policy: str, tmp_path: Path) -> None:
+    random_checkpoints.save("gpt2", tmp_path / "model")
+    checkpoint = load_checkpoint(tmp_path / "model")
+    paged = Paged(checkpoint, tmp_path / "store", SuiteSpec(suite), most=1)
+    plan = GenerationPlan(len(PROMPT), NEW, policy=policy)
+    tokens, costs = paged.answer(plan, paged=True)
+    assert tokens == paged.wanted(plan) or policy.startswith("demote")  # which rounds at random
+    assert costs == paged.answer(plan, paged=False)[1]
+    layers = checkpoint.architecture.layers
+    assert paged.memory.counts.needed == (NEW - 1) * layers
+    assert paged.memory.counts.read >= (NEW - 1) * layers - 1
+    assert {"k", "v"} <= paged.shelved
+    assert paged.memory.paged_bytes == 0
+    assert list(paged.store.root.glob("session-*")) == []
+    paged.store.close()
