@@ -978,8 +978,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "rows that were dropped stay in the cache",
         "models/cache.py",
-        "stay = entry.length - self.drafted + rows",
-        "stay = entry.length",
+        "entry.length - self.drafted + rows",
+        "entry.length",
         ("tests/models/test_drafting.py::test_families",),
     ),
     Fault(
