@@ -125,18 +125,18 @@ def test_a_session_joins_and_leaves_between_tokens_of_another(stepping: Running)
 def test_clients_that_choose_tokens_or_verify_drafts_hold_nobody_up(stepping: Running) -> None:
     stepping.toy.before_round = slow(0.01)
     answers: Answers = {}
-    reached = threading.Event()
+    reached, others_done = threading.Event(), threading.Event()
 
     def thoughtful(token: int) -> None:
-        if not reached.is_set():
-            reached.set()
-            time.sleep(1.0)
+        reached.set()
+        assert others_done.wait(30)
 
     waiting = ask(stepping.deployment, answers, 1, 3, decoding="logits", on_token=thoughtful)
     assert reached.wait(30)
     quick = ask(stepping.deployment, answers, 2, 4)
     joined([quick])
     assert waiting.is_alive()
+    others_done.set()
     joined([waiting])
     right(answers[2], 2, 4)
     assert isinstance(answers[1], GenerationResult)
