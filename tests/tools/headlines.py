@@ -1,7 +1,7 @@
 """`python -m tests.tools.headlines --write`: what each cache system is known for, held against the results in docs/quality.
 
 A relation is one of the paper's, in the form that a small model can show; figures are means over seeds of rows in
-`memory/results.json`, recall of what is generated unless another measure is named. Why one is not
+`memory/results.json` and `turns/results.json`, recall of what is generated unless another measure is named. Why one is not
 reached is written beside it, with the figures that show it.
 """
 
@@ -35,6 +35,11 @@ def of(policy: str, share: float | None = None, measure: str = "recall", folder:
     """Return a measure's mean over seeds of a policy's row at a share of memory, or at what its own text says (None)."""
     (row,) = (r for r in _rows(folder) if (r["asked"], r["memory"]) == (policy, share))
     return mean(row["seeds"], measure)
+
+
+def turns(policy: str, share: float | None, measure: str) -> float:
+    """Return the same of conversations."""
+    return of(policy, share, measure, "turns")
 
 
 @dataclass(frozen=True)
@@ -199,6 +204,23 @@ HEADLINES: tuple[Headline, ...] = (
         lambda: {"mikv": of("mikv:budget=0.1"), "h2o at 10 %": of(H2O, 0.1), "full": of("full")},
         lambda f: f["mikv"] >= f["full"] - 0.02 > f["h2o at 10 %"],
     ),
+    Headline(
+        "epicache",
+        "at 20 % above SnapKV in turns that the prompt does not ask for (20 questions: one more)",
+        lambda: {name: turns(name, 0.2, "later") for name in ("epicache", "snapkv")},
+        lambda f: f["epicache"] > f["snapkv"],
+    ),
+    Headline(
+        "lazyeviction, asked again",
+        "at 50 % within 0.02 of the full cache and above `lag|h2o` for what is asked again after long gaps",
+        lambda: {
+            "lazyeviction": turns("lazyeviction", 0.5, "again"),
+            "h2o": turns(H2O, 0.5, "again"),
+            "full": turns("full", None, "again"),
+        },
+        lambda f: f["lazyeviction"] >= f["full"] - 0.02 and f["lazyeviction"] > f["h2o"],
+        "of ten questions about two documents five, where H2O finds all; no ablation was made",
+    ),
 )
 """In the order of the list of policies."""
 
@@ -225,8 +247,8 @@ def text() -> str:
     return f"""{page(record)}
 ## What each system is known for
 
-Made by `python -m tests.tools.headlines` from the rows of [equal memory](../memory/results.md): recall of generated answers
-at so much of the full cache's memory, mean over two seeds.
+Made by `python -m tests.tools.headlines` from the rows of [equal memory](../memory/results.md) and of
+[conversations](../turns/results.md): recall of generated answers at so much of the full cache's memory, mean over two seeds.
 
 {table()}
 `cskv` is [measured where it is fitted](../../policies.md#rows-of-low-rank): at ranks of 25 and 12.5 % its start finds 0.78
