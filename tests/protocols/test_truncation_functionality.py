@@ -74,9 +74,10 @@ def behind_a_veil(parties: int) -> tuple[list[Tensor], Tensor]:
 
     async def gate(c: Context, x: Tensor, y: Tensor, party: int | None) -> Shared:
         a, b = await together(open_value(c, Shared(x, BITS, CUT)), open_value(c, Shared(y, BITS, 0)))
-        behind = veiled.product(c, "product", a, b, elementwise)
+        behind, again = (veiled.product(c, "product", a, b, elementwise) for _ in range(2))
         if party is not None:
             held[party] = ring.reduce(behind.x, BITS)
+            check_uniform(ring.reduce(again.x - behind.x, BITS), 1 << BITS)  # each behind a veil of its own
         return c.shared(await veiled.open_cut(c, behind, CUT))
 
     def at_party(channel: Any, tape: Any) -> Shared:
