@@ -6,13 +6,18 @@ Python, and the first one imports a compiler for five seconds; here it takes a f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from mpc.ledger import current
+
+WORD_BYTES = 8
 _ELEMENTWISE = frozenset(
     [
         "add",
@@ -75,18 +80,61 @@ def empty(shape: Sequence[int]) -> Tensor:
     return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
 
 
+class LiveBytes:
+    """Bytes of the shape tensors that were made since counting began. now: of those that are still referred to; most: of
+    these at most, by stage."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.most: dict[str, int] = {}
+
+    def add(self, count: int) -> None:
+        """Count bytes of a tensor that appears."""
+        where, _ = current()
+        self.now += count
+        self.most[where] = max(self.now, self.most.get(where, 0))
+
+
+class Held:
+    """What the views of one tensor have in common: its bytes are there as long as any of them is."""
+
+    __slots__ = ("bytes", "live")
+
+    def __init__(self, live: LiveBytes, count: int) -> None:
+        self.live, self.bytes = live, count
+        live.add(count)
+
+    def __del__(self) -> None:
+        self.live.now -= self.bytes
+
+
+_live: ContextVar[LiveBytes | None] = ContextVar("live", default=None)
+
+
+@contextmanager
+def live_bytes() -> Iterator[LiveBytes]:
+    """Count the bytes of shape tensors that are made inside, as if they were tensors, each result one of its own."""
+    live = LiveBytes()
+    token = _live.set(live)
+    try:
+        yield live
+    finally:
+        _live.reset(token)
+
+
 class ShapeTensor:
     """The shape of an int64 tensor, with the operations of a tensor that our protocols use."""
 
-    __slots__ = ("meta",)
+    __slots__ = ("held", "meta")
 
     is_meta = True
     is_cuda = False
     dtype = torch.int64
     device = torch.device("meta")
 
-    def __init__(self, meta: Tensor) -> None:
+    def __init__(self, meta: Tensor, held: Held | None = None) -> None:
         self.meta = meta
+        self.held = held
 
     @property
     def shape(self) -> torch.Size:
@@ -104,8 +152,10 @@ class ShapeTensor:
 
     def _binary(self, other: Any) -> ShapeTensor:
         shape = getattr(other, "shape", None)
-        if not shape or shape == self.meta.shape:
+        if (not shape or shape == self.meta.shape) and self.held is None:
             return self
+        if not shape:
+            return new_shape_tensor(self.meta.shape)
         return new_shape_tensor(broadcast(self.meta.shape, shape))
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _binary
@@ -119,7 +169,7 @@ class ShapeTensor:
     scatter_ = index_add = index_add_ = _same
 
     def _view(self, name: str, *args: Any, **kwargs: Any) -> ShapeTensor:
-        return ShapeTensor(getattr(self.meta, name)(*args, **kwargs))
+        return ShapeTensor(getattr(self.meta, name)(*args, **kwargs), self.held)
 
     def reshape(self, *shape: Any) -> ShapeTensor:
         return self._view("reshape", *shape)
@@ -149,7 +199,7 @@ class ShapeTensor:
         return self._view("narrow", dim, start, length)
 
     def split(self, sizes: Any, dim: int = 0) -> tuple[ShapeTensor, ...]:
-        return tuple(ShapeTensor(x) for x in torch.split(self.meta, sizes, dim))
+        return tuple(ShapeTensor(x, self.held) for x in torch.split(self.meta, sizes, dim))
 
     def t(self) -> ShapeTensor:
         return self._view("t")
@@ -168,7 +218,7 @@ class ShapeTensor:
         return new_shape_tensor([n * m for n, m in zip(shape, sizes, strict=True)])
 
     def unbind(self, dim: int = 0) -> tuple[ShapeTensor, ...]:
-        return tuple(ShapeTensor(x) for x in self.meta.unbind(dim))
+        return tuple(ShapeTensor(x, self.held) for x in self.meta.unbind(dim))
 
     def __getitem__(self, index: Any) -> ShapeTensor:
         if isinstance(index, Tensor) and index.dim() == 1 and index.dtype == torch.int64 and self.dim() == 1:
@@ -177,7 +227,7 @@ class ShapeTensor:
             return new_shape_tensor((*self.shape[:-1], *index[1].shape))
         if isinstance(index, tuple):  # an index of any device is as good as one without content
             index = tuple(empty(i.shape) if isinstance(i, Tensor) and i.dtype == torch.int64 else i for i in index)
-        return ShapeTensor(self.meta[index])
+        return ShapeTensor(self.meta[index], self.held)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Do nothing."""
@@ -232,11 +282,16 @@ def _of_shape(shape: tuple[int, ...]) -> ShapeTensor:
     return ShapeTensor(empty(shape))
 
 
-def new_shape_tensor(shape: Sequence[int]) -> ShapeTensor:
-    """Return a tensor without content of `shape`: as nothing can be written into it, one serves all that ask."""
-    return _of_shape(tuple(shape))
+def new_shape_tensor(shape: Sequence[int], element_bytes: int = WORD_BYTES) -> ShapeTensor:
+    """Return a tensor without content of `shape`: as nothing can be written into it, one serves all that ask, but where what
+    is alive is counted (`live_bytes`), then of elements of so many bytes."""
+    live = _live.get()
+    if live is None:
+        return _of_shape(tuple(shape))
+    meta = empty(shape)
+    return ShapeTensor(meta, Held(live, meta.numel() * element_bytes))
 
 
-def shape_tensor(shape: Sequence[int]) -> Tensor:
+def shape_tensor(shape: Sequence[int], element_bytes: int = WORD_BYTES) -> Tensor:
     """Return a shape tensor where the type checker wants a tensor."""
-    return cast(Tensor, new_shape_tensor(shape))
+    return cast(Tensor, new_shape_tensor(shape, element_bytes))

@@ -31,7 +31,7 @@ from mpc.errors import TapeError
 from mpc.ledger import Ledger, current
 from mpc.messages import Message, delivered, packed, unpacked, unpacked_words
 from mpc.outbox import Outbox
-from mpc.packing import packed_size
+from mpc.packing import packed_size, word_bytes
 from mpc.random import MOST_AHEAD, Prg, canonical
 from mpc.shape_tensor import shape_tensor
 
@@ -53,10 +53,8 @@ def describe(op: str, kind: str, bits: int, shape: Shape, dependent: bool) -> st
 
 
 class Tape(ABC):
-    """One end of the tape. The dealer's returns whole values, a party's returns its share of them.
-
-    preprocessing: the pass that uses it runs before the values are there, see `mpc.preprocessing`.
-    """
+    """One end of the tape. The dealer's returns whole values, a party's returns its share of them. preprocessing: the pass
+    that uses it runs before the values are there, see `mpc.preprocessing`."""
 
     preprocessing: ClassVar[bool] = False
 
@@ -387,6 +385,10 @@ class CountingTape(Tape):
         self.position += 1
         self.ledger.offline(HEADER_BYTES + packed_size(math.prod(shape), bits))
         return shape_tensor(shape)
+
+    def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
+        self.dependent(op, shape, None, bits)
+        return shape_tensor(shape, word_bytes(bits))
 
     def common(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, host: bool = False

@@ -98,16 +98,21 @@ def partner(place: Place, request: GenerationRequest, first: Asked, streaming: b
 def _local(place: Place, request: GenerationRequest, first: Asked, streaming: bool) -> Iterator[Partner]:
     from launch.checkpoints.calibrating import calibration_for
     from launch.local.deployment import local_deployment
+    from launch.predict.room import check_session
     from launch.terminal.answering import Asking
     from launch.terminal.progress import stages
     from models.checkpoint import load_checkpoint
+    from models.costs.tracing import Setting
     from parties.client.client import Client
     from parties.client.prompts import PromptReader
 
     checkpoint = load_checkpoint(place.folder)
     reader = PromptReader(checkpoint.tokenizer, place.folder)
-    prompted(request, reader, first, checkpoint.architecture)
+    ready, _ = prompted(request, reader, first, checkpoint.architecture)
     calibration = calibration_for(place.folder, request.suite)
+    spec = request.suite.over(calibration.suites.get(request.suite.name, {}))
+    setting = Setting(spec.name, place.started.parties, request.policy, spec.options)
+    check_session(checkpoint.architecture, setting, len(ready.prompt_ids), ready.params.max_tokens)
     shared_name = place.folder.resolve().name
     status = err.status("starting processes")
     with status, local_deployment(place.started.parties, place.started.device) as deployment:

@@ -12,19 +12,20 @@ from rich.text import Text
 from launch.checkpoints.fetching import SOURCES, fetch
 from launch.demo.view import show_costs, show_processes, show_roles, show_verdict
 from launch.lab.lab import Lab
-from launch.local.memory import available_memory
+from launch.predict.room import check_room, session_memory
 from launch.terminal.console import byte_count, err, out
 from launch.terminal.progress import stages
-from mpc.errors import EnvironmentProblem
+from models.costs.tracing import Setting
+from models.shapes import find_shape
 
 MODEL = "smollm2"
 PROMPT = "The capital of France is"
 NEW_TOKENS = 8
 OPTIONS_FILE = "mpcache.json"
 
-# Measured with 2 parties on 2 cores, suite masked: each process's largest resident size (3.1, 2.2 and 0.4 GB), seconds from
-# the command to the first token, and of each further one.
-PARTY_BYTES, DEALER_BYTES, CLIENT_BYTES = 3_300_000_000, 2_400_000_000, 500_000_000
+SHAPE, PROMPT_TOKENS = "smollm2-135m", 64  # a question in the model's chat template at most
+
+# Measured with 2 parties on 2 cores, suite masked: seconds from the command to the first token, and of each further one.
 FIRST_SECONDS, TOKEN_SECONDS = 65, 3
 
 
@@ -92,18 +93,8 @@ def show(
 
 def check_memory(parties: int) -> str:
     """Say what memory the processes take. Raises `EnvironmentProblem` when that is not free."""
-    needed = parties * PARTY_BYTES + DEALER_BYTES + CLIENT_BYTES
-    parts = (
-        f"{byte_count(needed)} of memory ({parties} parties of {byte_count(PARTY_BYTES)}, dealer "
-        f"{byte_count(DEALER_BYTES)}, client {byte_count(CLIENT_BYTES)})"
-    )
-    free = available_memory()
-    if free is not None and free < needed:
-        raise EnvironmentProblem(
-            f"the real model's processes need {parts}, {byte_count(free)} are free; end other programs, use a larger "
-            "machine, or run `mpcache demo` (a small model, 2 GB)"
-        )
-    return parts
+    found = session_memory(find_shape(SHAPE), Setting("masked", parties), PROMPT_TOKENS, NEW_TOKENS)
+    return check_room(found, parties, "use a larger machine, or run `mpcache demo` (a small model, 2 GB)")
 
 
 def model_folder() -> Path:

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from launch.predict.networks import Network
-from models.costs.estimation import Estimate, Rates
+from models.costs.estimation import Estimate
 from models.costs.in_step import InStep, in_step
+from models.costs.rates import Rates
 from models.costs.tracing import Costs
 
 

@@ -19,6 +19,10 @@ class CacheBytes:
     most: int = 0
     last: int = 0
 
+    def beside(self, rows: int) -> tuple[int, int]:
+        """Return both with the bytes of a prefix's rows."""
+        return rows + self.most, rows + self.last
+
 
 def cache_bytes(architecture: AnyArchitecture, prompt: int, new: int) -> int:
     """Return the bytes of keys and values of a prompt and all new tokens but the last, if no policy drops any. Layers of

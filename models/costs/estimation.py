@@ -13,23 +13,22 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture, decoder_of
 from models.costs.cached import CacheBytes, cache_bytes
 from models.costs.expert_ways import with_way
+from models.costs.memory import Held, Memory, memory_of, most_of
 from models.costs.program import CHOICE
 from models.costs.tracing import Costs, Setting, trace_load, trace_prefix_load, trace_session, trace_step
 from models.encoding import EncodingPlan
 from models.learned import with_learned
 from models.policies import parse
-from mpc import ring
 from mpc.errors import ConfigurationError
 from mpc.ledger import NO_OPERATION
 from protocols.bounds import Bounds
@@ -38,9 +37,12 @@ from protocols.registry import suite_class
 LONGEST_PROMPT = 1 << 28  # query-key pairs of all heads and a batch that a policy is traced with
 EACH = 40  # decoded tokens up to which each is traced
 STRIDE = 8  # messages are packed to whole bytes
-WEIGHT_BYTES = 16  # a party keeps a weight's masked form and its share
-PROCESS_BYTES = 370_000_000  # Python, torch, gRPC and what they were asked for before a session
-ENTRY_BYTES = 16  # an element of a dealt entry while it is used
+FILE_BYTES = 4  # an element of a checkpoint's files, at most
+
+
+def file_bytes(architecture: AnyArchitecture) -> int:
+    """Return what a checkpoint's files take at most, in single precision."""
+    return FILE_BYTES * architecture.parameters()
 
 
 def alike(architecture: AnyArchitecture, setting: Setting) -> tuple[AnyArchitecture, Setting, list[int]]:
@@ -88,12 +90,12 @@ def middle_layer(architecture: AnyArchitecture, repeats: list[int]) -> int:
 
 @dataclass(frozen=True)
 class Step:
-    """One step's costs. layer: of the layer in the middle; largest: elements of the largest tape entry; cached: as in
-    `Trace`; kept: bytes of all layers' rows behind it, where it was traced alone."""
+    """One step's costs. layer: of the layer in the middle; working, cached: as in `Trace`; kept: bytes of all layers' rows
+    behind it, where it was traced alone."""
 
     costs: Costs
     layer: Costs
-    largest: float
+    working: Mapping[str, int]
     cached: CacheBytes | None = None
     kept: int | None = None
 
@@ -131,9 +133,7 @@ class Tracer:
         steps = self.setting.steps(self.setting.cached(a, prompt), new, kept)
         keys = [(0, prompt, False), *((*step, drafted) for step in steps)]
         for key, found in zip(keys, trace_session(a, self.setting, prompt, new, kept), strict=True):
-            self.lengths[key] = Step(
-                found.costs(every), found.layer(a.layers // 2), max(found.largest.values()), found.cached
-            )
+            self.lengths[key] = Step(found.costs(every), found.layer(a.layers // 2), found.working, found.cached)
 
     def _whole(self, cached: int, tokens: int, drafted: bool = False) -> Step:
         """Trace a step; an encoder's session batch by batch, each size once."""
@@ -142,7 +142,10 @@ class Tracer:
         costs, layer = Costs(), Costs()
         for step, times in found:
             costs, layer = costs.plus(step.costs, times), layer.plus(step.layer, times)
-        return Step(costs, layer, max(step.largest for step, _ in found))
+        working: Counter[str] = Counter()
+        for step, _ in found:
+            working |= Counter(step.working)  # the larger one, by part
+        return Step(costs, layer, working)
 
     def _batch(self, cached: int, tokens: int, drafted: bool, texts: int) -> Step:
         architecture, setting = self.architecture, self.setting
@@ -154,7 +157,7 @@ class Tracer:
         flags = suite_class(setting.suite).flag_bytes * (architecture.layers - reduced.layers)
         costs = found.costs(repeats).plus({(CHOICE, NO_OPERATION, "offline_bytes"): flags} if flags else {})
         kept = sum(size * count for size, count in zip(found.held, repeats, strict=True)) if found.held else None
-        return Step(costs, found.layer(middle), max(found.largest.values()), kept=kept)
+        return Step(costs, found.layer(middle), found.working, kept=kept)
 
     def tokens(self, first: int, last: int) -> Costs:
         """Sum over decoded tokens with first to last tokens cached before them."""
@@ -190,8 +193,8 @@ def _sum(costs: Iterable[Costs]) -> Costs:
 @dataclass(frozen=True)
 class Estimate:
     """Costs of a generation. load_prefix: of a registered prefix's rows, once for all sessions of a load; nothing without
-    one. cached: what the session's cache takes. first: up to the first token; further: of all tokens after
-    it, `new - 1` of them, in `steps` steps: as many, or with a draft fewer, if `kept` rows of each stay.
+    one. memory: of every role. cached: what the session's cache takes. first: up to the first token; further: of all tokens
+    after it, `new - 1` of them, in `steps` steps: as many, or with a draft fewer, if `kept` rows of each stay.
     """
 
     architecture: AnyArchitecture
@@ -204,7 +207,7 @@ class Estimate:
     further: Costs
     first_layer: Costs
     last_layer: Costs
-    largest_entry: float
+    memory: Memory
     cached: CacheBytes
     lengths_traced: int
     seconds: float
@@ -218,11 +221,8 @@ class Estimate:
 
     @property
     def memory_bytes(self) -> int:
-        """Return what a party needs: its process, its weights, the cache when it holds most, and the largest tape entry
-        while it is used."""
-        weights = self.architecture.parameters() * WEIGHT_BYTES
-        loaded = cache_bytes(self.architecture, self.setting.before, 1)
-        return round(PROCESS_BYTES + weights + loaded + self.cached.most + self.largest_entry * ENTRY_BYTES)
+        """Return what a party holds at most."""
+        return self.memory.peak("party")
 
 
 def estimate(
@@ -252,7 +252,7 @@ def estimate(
     start = time.perf_counter()
     with torch.inference_mode():
         tracer = Tracer(architecture, setting, exhaustive, prompt if read else 0)
-        load_costs = trace_load(architecture, setting)
+        load_costs, weights = trace_load(architecture, setting)
         behind = isinstance(architecture, Architecture) and setting.before > 0
         rows = trace_prefix_load(decoder_of(architecture, "a prefix"), setting) if behind else Costs()
         if setting.policy != "full":
@@ -264,6 +264,9 @@ def estimate(
             further = tracer.tokens(cached, cached + new - 2)
         last = tracer.step(*steps[-1], drafted) if steps else first
     whole = cache_bytes(architecture, setting.behind + prompt, new)
+    held = last.cached or CacheBytes(whole, whole)
+    later = most_of(s.working for key, s in tracer.lengths.items() if key[0])
+    of_session = held.beside(cache_bytes(architecture, setting.before, 1))
     return Estimate(
         architecture=architecture,
         setting=setting,
@@ -275,38 +278,10 @@ def estimate(
         further=further,
         first_layer=first.layer,
         last_layer=last.layer,
-        largest_entry=max(s.largest for s in tracer.lengths.values()),
-        cached=last.cached or CacheBytes(whole, whole),
+        memory=memory_of(Held(weights, of_session, (first.working, later), file_bytes(architecture), setting.suite)),
+        cached=held,
         lengths_traced=len(tracer.lengths),
         seconds=time.perf_counter() - start,
         steps=len(steps),
         kept=kept,
     )
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Multiply-adds of ring products a second: with few rows (bound by memory) and with many."""
-
-    vector: float
-    matrix: float
-
-    def seconds(self, costs: Costs, part: str | None = None) -> float:
-        """Return the seconds of the ring products alone."""
-        return costs.total("vector_products", part) / self.vector + costs.total("matrix_products", part) / self.matrix
-
-
-def measure_rates() -> Rates:
-    """Measure rates on this machine, with torch's present number of threads; a fraction of a second."""
-    weight = torch.ones(1024, 2048, dtype=torch.int64).t().contiguous().t()
-    one, many = (torch.ones(rows, 1024, dtype=torch.int64) for rows in (1, 128))
-    return Rates(_rate(one, weight), _rate(many, weight))
-
-
-def _rate(x: Tensor, weight: Tensor) -> float:
-    best = 0.0
-    for _ in range(3):
-        start = time.perf_counter()
-        ring.matmul(x, weight)
-        best = max(best, x.shape[0] * weight.numel() / (time.perf_counter() - start))
-    return best

@@ -32,6 +32,7 @@ from models.policies import parse
 from models.prefix_rows import LOAD_ROWS
 from models.prefixes import ROWS
 from mpc.ledger import Ledger
+from mpc.shape_tensor import LiveBytes, live_bytes
 from mpc.tape import CountingTape
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec, secure_suite
@@ -84,27 +85,24 @@ class StageCosts:
 
 
 class _Tape(CountingTape):
-    """Counts, and remembers the largest entry of each operation, in elements; and the most that the session's cache took in
-    memory when an entry was asked for."""
+    """Counts, and remembers the most that the session's cache took in memory when an entry was asked for."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         super().__init__()
         self._check = check
-        self.largest: dict[str, int] = {}
         self.cache: KVCache | None = None
         self.cached = 0
 
     def random(self, op: str, shape: Sequence[int], bits: int = 64, kind: str = "sum") -> Tensor:
-        return self._seen(op, super().random(op, shape, bits, kind))
+        return self._seen(super().random(op, shape, bits, kind))
 
     def dependent(
         self, op: str, shape: Sequence[int], value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
     ) -> Tensor:
-        return self._seen(op, super().dependent(op, shape, value, bits, kind))
+        return self._seen(super().dependent(op, shape, value, bits, kind))
 
-    def _seen(self, op: str, x: Tensor) -> Tensor:
+    def _seen(self, x: Tensor) -> Tensor:
         self._check()
-        self.largest[op] = max(self.largest.get(op, 0), x.numel())
         if self.cache is not None:
             self.cached = max(self.cached, held_bytes(self.cache))
         return x
@@ -179,13 +177,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Trace:
-    """One step of a whole (perhaps reduced) model. largest: elements of the largest tape entry by operation. cached: so
-    far, of a session that is traced in order; None for a step alone, of which `held` are the bytes of each traced layer's
-    rows behind it."""
+    """One step of a whole (perhaps reduced) model. working: bytes that it holds at most beyond what it leaves in the cache,
+    by part of the model. cached: so far, of a session that is traced in order; None for a step alone, of which `held` are
+    the bytes of each traced layer's rows behind it."""
 
     ledger: Ledger
     products: Mapping[tuple[str, str, str], int]
-    largest: Mapping[str, int]
+    working: Mapping[str, int]
     cached: CacheBytes | None = None
     held: tuple[int, ...] = ()
 
@@ -217,6 +215,15 @@ def _part(where: str, repeats: Sequence[int]) -> tuple[str, int]:
     return names[0] if names else "step", 1
 
 
+def _working(live: LiveBytes, kept: int) -> dict[str, int]:
+    """Return the most bytes that each part of the model holds, of which it leaves `kept` in the cache."""
+    out: dict[str, int] = {}
+    for where, most in live.most.items():
+        part, _ = _part(where, ())
+        out[part] = max(out.get(part, 0), most - max(0, kept), 0)
+    return out
+
+
 def trace_step(
     architecture: AnyArchitecture,
     setting: Setting,
@@ -233,16 +240,16 @@ def trace_step(
     drafted: see `StepPlan`. read: see `fill`. agreed: what parties agree on once a session (seeds of zero-sharings) is not
     part of this step. texts: of an encoder's batch, of `tokens` tokens each.
     """
-    suite, tape = setting.make()
+    suite, _ = setting.make()
     asked = tokens
     weights = suite.run(load(suite, architecture, NoInputs()))
     products = Products(suite)
     if isinstance(architecture, EncoderArchitecture):
         encoder = Encoder(cast(Suite, products), architecture, weights)
         suite.ledger.costs.clear()
-        tape.largest.clear()
-        suite.run(encoding_step(encoder, (texts, tokens), cast(Output, setting.decoding), None, STEP))
-        return Trace(suite.ledger, products.counts, tape.largest)
+        with live_bytes() as live:
+            suite.run(encoding_step(encoder, (texts, tokens), cast(Output, setting.decoding), None, STEP))
+        return Trace(suite.ledger, products.counts, _working(live, 0))
     behind = not cached and setting.before > 0
     if behind:
         weights |= suite.run(load_before(suite, architecture, setting.behind, setting.chunks))
@@ -252,12 +259,14 @@ def trace_step(
     cache = begun() if behind else suite.run(fill(decoder, cached, NoInputs(), agreed, read))
     suite.ledger.costs.clear()
     products.counts.clear()
-    tape.largest.clear()
-    if setting.decoding == ROWS:
-        suite.run(registering_step(decoder, tokens, STEP))
-    else:
-        suite.run(step(decoder, cache, setting.step(tokens, drafted), None, STEP))
-    return Trace(suite.ledger, products.counts, tape.largest, held=tuple(held_by_layer(cache)))
+    before = held_bytes(cache)
+    with live_bytes() as live:
+        if setting.decoding == ROWS:
+            suite.run(registering_step(decoder, tokens, STEP))
+        else:
+            suite.run(step(decoder, cache, setting.step(tokens, drafted), None, STEP))
+    working = _working(live, held_bytes(cache) - before)
+    return Trace(suite.ledger, products.counts, working, held=tuple(held_by_layer(cache)))
 
 
 def trace_session(architecture: Architecture, setting: Setting, prompt: int, new: int, kept: int = 1) -> Iterator[Trace]:
@@ -274,22 +283,26 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
     for cached, tokens in ((0, prompt), *setting.steps(setting.cached(architecture, prompt), new, kept)):
         suite.ledger.costs.clear()
         products.counts.clear()
-        tape.largest.clear()
-        if cache.drafted:
-            with suite.ledger.timed(STEP):
-                suite.run(decoder.keep(cache, cached - cache.seen))
-        suite.run(step(decoder, cache, setting.step(tokens, drafted and cached > 0), None, STEP))
+        before = held_bytes(cache)
+        with live_bytes() as live:
+            if cache.drafted:
+                with suite.ledger.timed(STEP):
+                    suite.run(decoder.keep(cache, cached - cache.seen))
+            suite.run(step(decoder, cache, setting.step(tokens, drafted and cached > 0), None, STEP))
         took = held_bytes(cache)
         held = CacheBytes(max(tape.cached, took), took)
-        yield Trace(copy.deepcopy(suite.ledger), dict(products.counts), dict(tape.largest), held)
+        working = _working(live, held.most - before)
+        yield Trace(copy.deepcopy(suite.ledger), dict(products.counts), working, held)
 
 
-def trace_load(architecture: AnyArchitecture, setting: Setting) -> Costs:
-    """Return the costs of loading all weights: once a model and its parties, not once a session."""
+def trace_load(architecture: AnyArchitecture, setting: Setting) -> tuple[Costs, list[tuple[int, int]]]:
+    """Return the costs of loading all weights: once a model and its parties, not once a session; and the elements of each,
+    with the bytes that one takes at a party, in the order in which they are loaded."""
     suite, _ = setting.make()
-    suite.run(load(suite, architecture, NoInputs()))
+    weights = suite.run(load(suite, architecture, NoInputs()))
     cost = suite.ledger.total(LOAD)
-    return Costs({(LOAD, "weight", name): getattr(cost, name) for name in ("rounds", "bytes_sent", "offline_bytes")})
+    found = {(LOAD, "weight", name): getattr(cost, name) for name in ("rounds", "bytes_sent", "offline_bytes")}
+    return Costs(found), [(x.shape.numel(), x.element_bytes) for x in weights.values()]
 
 
 def trace_prefix_load(architecture: Architecture, setting: Setting) -> Costs:

@@ -123,6 +123,12 @@ class Client:
         with self._connected(on_waiting) as channels:
             return common_models(describe_all(self.config, channels))
 
+    def check_reached(self, on_waiting: Callable[[str], None] = lambda reason: None) -> None:
+        """Raise `PeerLost`, naming it, for a party that is not there, and for a peer that a party does not reach: another
+        party, or the dealer where the parties take no tapes from a folder."""
+        with self._connected(on_waiting) as channels:
+            describe_all(self.config, channels, reach=True)
+
     def find_model(self, model: str | None = None) -> ModelReference:
         """Return the model with this id or name; without one, the only model.
 

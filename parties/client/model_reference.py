@@ -13,8 +13,9 @@ import parties.wire.wire_pb2_grpc as services
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture, decoder_of, encoder_of, parse_description
 from models.encoder_architecture import EncoderArchitecture
-from mpc.errors import ConfigurationError, ManifestMismatch
+from mpc.errors import ConfigurationError, ManifestMismatch, PeerLost
 from parties.config.role_config import RoleConfig
+from parties.events import clean
 from parties.identity.certificates import Identity
 from parties.identity.trust import own_identity, parties_of
 from parties.transport.connection import connect
@@ -99,12 +100,14 @@ def connected(config: RoleConfig) -> Iterator[list[grpc.Channel]]:
         close_all(channels)
 
 
-def describe_all(config: RoleConfig, channels: list[grpc.Channel]) -> list[wire.Description]:
-    """Return what every party says of itself. Raises `ManifestMismatch` when one speaks another protocol version."""
+def describe_all(config: RoleConfig, channels: list[grpc.Channel], reach: bool = False) -> list[wire.Description]:
+    """Return what every party says of itself. Raises `ManifestMismatch` when one speaks another protocol version, and with
+    `reach` `PeerLost` naming a peer that a party does not reach."""
     found = []
     for peer, channel in zip(config.parties, channels, strict=True):
         try:
-            said = services.ComputePartyStub(channel).Describe(wire.DescribeRequest(), timeout=config.deadline_seconds)
+            request = wire.DescribeRequest(reach=reach)
+            said = services.ComputePartyStub(channel).Describe(request, timeout=config.deadline_seconds)
         except grpc.RpcError as error:
             raise from_rpc(error, peer.name, "asking for its description") from None
         if said.protocol != PROTOCOL_VERSION:
@@ -112,6 +115,9 @@ def describe_all(config: RoleConfig, channels: list[grpc.Channel]) -> list[wire.
                 f"{peer.name} speaks protocol {said.protocol} (version {said.version[:40]}), here is protocol "
                 f"{PROTOCOL_VERSION}: install the same version everywhere"
             )
+        for lost in said.missing:
+            reason = f"{peer.name} does not reach it: {clean(lost.reason)[:400]}"
+            raise PeerLost(clean(lost.name)[:64], "asking whom the parties reach", reason)
         found.append(said)
     return found
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models.architectures import AnyArchitecture, parse_description
 from models.encoding import EncodingPlan
+from mpc.allocator import give_back
 from mpc.errors import MpcacheError, WireError
 from mpc.ledger import Ledger
 from mpc.random import new_seed
@@ -182,6 +183,7 @@ class DealerSession(ServedSession):
             self.step = "dealing for the model's weights"
             self.server.metrics.get("mpcache_model_loads_total").inc()
             weights = self._program.load(suite, lambda name: None)
+            give_back()
             self._lease.put(load, weights)
         self._lease.release()
         if self._rows is not None:

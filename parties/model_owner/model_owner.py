@@ -210,8 +210,8 @@ def _send_weights(stream: PeerStream, checkpoint: Checkpoint, seeds: list[bytes]
 
 def _encoded(name: str, values: Tensor, fraction_bits: int) -> Iterator[Tensor]:
     """Yield fixed-point pieces of a weight. Raises `RangeError` naming it for a value that is not finite."""
-    for piece in pieces(values.to(torch.float64)):
+    for piece in pieces(values):
         try:
-            yield encode(piece, fraction_bits)
+            yield encode(piece.to(torch.float64), fraction_bits)
         except RangeError as error:
             raise RangeError(f"weight '{name}': {error}") from None

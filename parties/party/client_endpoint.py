@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
+from mpc.allocator import give_back
 from mpc.errors import WireError
 from mpc.ledger import Ledger
 from mpc.packing import pack
@@ -136,6 +137,7 @@ class ClientEndpoint:
         self._emitted_at = now
         if step == 0:
             self.session.trace.stage("decode")
+            give_back()  # a prompt works on more than a token
         return True
 
     def _count(self, tokens: int) -> None:

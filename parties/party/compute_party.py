@@ -30,6 +30,7 @@ from parties.program import MODEL, Program, plan_of
 from parties.server.admission import Demand
 from parties.server.incoming import StreamCall
 from parties.server.server import RoleServer
+from parties.status.reach import Reach
 from parties.tapes.store import TapeStore
 from parties.transport.peer_stream import INBOX_LIMIT, PeerStream
 from parties.transport.queues import Message
@@ -61,6 +62,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         self.pages = PageStore(config.store, config.name, config.store_key)
         self.prefixes = PrefixStore(self.pages, limits.max_prefix_bytes)
         self.memory = CacheMemory(self.pages, limits.max_cache_bytes, limits.max_paged_bytes)
+        self.reach = Reach(config, lambda: self.identity)
         self.tapes: TapeStore | None = None
         if config.tapes is not None and (dealer := dealer_of(config)) is not None:
             self.tapes = TapeStore(config.tapes, config.name, config.index, dealer, lambda: self.identity)
@@ -355,7 +357,8 @@ class _Service(services.ComputePartyServicer):  # type: ignore[misc]
             )
             for m in party.permissions.visible(name, party.store.models())
         ]
-        return party.describe(held)
+        missing = party.reach.missing() if request.reach else {}
+        return party.describe(held, missing)
 
     def Probe(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
         return self._party.prober.answer(requests, context, self._party.permissions.may_ask)

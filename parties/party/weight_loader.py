@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mpc.allocator import give_back
 from mpc.errors import ConfigurationError
 from mpc.packing import packed_size
 from parties.party.prefix_store import PrefixStore, StoredPrefix
@@ -55,9 +56,12 @@ class WeightLoader:
             self.session.step = f"loading weight {name}"
             self.progress("model load", done, total)
             done += sizes[name]
-            return (self.store.share(facts, name) << more).to(self.program.device)
+            own = self.store.share(facts, name)
+            own <<= more  # in place: a weight is large
+            return own.to(self.program.device)
 
         weights = self.program.load(suite, share)
+        give_back()
         self.progress("model load", total, total)
         lease.put(load, weights)
         return weights

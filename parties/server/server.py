@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import grpc
 
+from mpc.allocator import give_back
 from mpc.errors import ConfigurationError, MpcacheError, PeerLost
 from parties.config.role_config import RoleConfig, split_address
 from parties.errors import Busy
@@ -172,10 +174,11 @@ class RoleServer(ABC, Generic[S]):
         session.trace.end(outcome, **facts)
 
     def release(self, session: S) -> None:
-        """Free the place of a session that is over."""
+        """Free the place of a session that is over, and what it has freed."""
         self.sessions.remove(session)
         self.weight_cache.release(session)
         self.admission.leave(session.ticket)
+        give_back()
 
     def wake(self) -> None:
         """Let the thread of a session that has failed see that, wherever it waits."""
@@ -268,8 +271,8 @@ class RoleServer(ABC, Generic[S]):
         self._server = None
         event("stopped", self.name)
 
-    def describe(self, models: list[wire.HeldModel]) -> wire.Description:
-        """Return who this is."""
+    def describe(self, models: list[wire.HeldModel], missing: Mapping[str, str] = MappingProxyType({})) -> wire.Description:
+        """Return who this is. missing: peers that it does not reach, each with the reason."""
         return wire.Description(
             name=self.name,
             role=self.role,
@@ -277,6 +280,7 @@ class RoleServer(ABC, Generic[S]):
             protocol=PROTOCOL_VERSION,
             models=models,
             settings=Settings.of(self.config).canonical(),
+            missing=[wire.MissingPeer(name=name, reason=reason) for name, reason in missing.items()],
         )
 
     def __enter__(self) -> RoleServer[S]:

@@ -33,6 +33,7 @@ from parties.wire.error_codec import from_rpc
 from parties.wire.manifest import PROTOCOL_VERSION, package_version
 
 ANSWER_SECONDS = 5.0
+REACH_SECONDS = 15.0  # of a peer that looks for its own peers first
 PROBE_SECONDS = 30.0
 PINGS = 7
 PIN = "run `mpcache certs fingerprint` there, and `mpcache certs pin --config {here}.yaml {name}=FINGERPRINT` here"
@@ -100,7 +101,7 @@ def ask(config: RoleConfig, identity: Identity, probe_bytes: int = 4 << 20) -> l
         raise ConfigurationError(f"a probe may send 0 to {most} bytes, got {probe_bytes}")
     peers = asked(config)
     with ThreadPoolExecutor(max(1, len(peers))) as pool:
-        found = list(pool.map(lambda peer: ask_one(config, identity, peer), peers))
+        found = list(pool.map(lambda peer: ask_one(config, identity, peer, reach=True), peers))
     for peer, status in zip(peers, found, strict=True):  # one after the other: they would take bandwidth from each other
         if status.answers and not any(isinstance(t, _Refused) for t in status.troubles):
             _measure(identity, peer, status, probe_bytes)
@@ -125,8 +126,8 @@ class _Refused(Trouble):
     """The peer answers, but not to this role."""
 
 
-def ask_one(config: RoleConfig, identity: Identity, peer: Peer) -> PeerStatus:
-    """Return who is at a peer's address, and does it fit; measures nothing."""
+def ask_one(config: RoleConfig, identity: Identity, peer: Peer, reach: bool = False) -> PeerStatus:
+    """Return who is at a peer's address, and does it fit; measures nothing. reach: a party says whom it does not reach."""
     status = PeerStatus(peer.name, peer.role, peer.address)
     certificate = look(identity, peer)
     if isinstance(certificate, Unreachable):
@@ -134,7 +135,8 @@ def ask_one(config: RoleConfig, identity: Identity, peer: Peer) -> PeerStatus:
         return status
     with open_channel(identity, peer) as channel:
         try:
-            said = _stub(channel, peer.role).Describe(wire.DescribeRequest(), timeout=ANSWER_SECONDS)
+            seconds = REACH_SECONDS if reach else ANSWER_SECONDS
+            said = _stub(channel, peer.role).Describe(wire.DescribeRequest(reach=reach), timeout=seconds)
         except grpc.RpcError as error:
             status.troubles.append(_why(identity, peer, error))
             return status
@@ -148,6 +150,8 @@ def ask_one(config: RoleConfig, identity: Identity, peer: Peer) -> PeerStatus:
     if peer.pins is None:
         reason = f"{peer.name} is taken for whom the authority certifies: {config.name} knows no fingerprint of its key"
         status.troubles.append(Trouble(reason, PIN.format(name=peer.name, here=config.name), minor=True))
+    for one in said.missing:
+        status.troubles.append(Trouble(f"{peer.name} does not reach {clean(one.name)[:64]}", clean(one.reason)[:400]))
     status.troubles += _judge(config, status, clean(said.role)[:20], said.settings)
     return status
 

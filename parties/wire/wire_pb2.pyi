@@ -67,8 +67,10 @@ class Chunk(_message.Message):
     def __init__(self, payload: _Optional[bytes] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("reach",)
+    REACH_FIELD_NUMBER: _ClassVar[int]
+    reach: bool
+    def __init__(self, reach: _Optional[bool] = ...) -> None: ...
 
 class HeldPrefix(_message.Message):
     __slots__ = ("prefix", "name", "tokens", "suite", "fraction_bits", "options", "session", "text")
@@ -109,20 +111,30 @@ class HeldModel(_message.Message):
     def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., owner: _Optional[str] = ..., parties: _Optional[_Iterable[str]] = ..., ranges: _Optional[str] = ..., prefixes: _Optional[_Iterable[_Union[HeldPrefix, _Mapping]]] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("name", "role", "version", "protocol", "models", "settings")
+    __slots__ = ("name", "role", "version", "protocol", "models", "settings", "missing")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
     name: str
     role: str
     version: str
     protocol: int
     models: _containers.RepeatedCompositeFieldContainer[HeldModel]
     settings: str
-    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., version: _Optional[str] = ..., protocol: _Optional[int] = ..., models: _Optional[_Iterable[_Union[HeldModel, _Mapping]]] = ..., settings: _Optional[str] = ...) -> None: ...
+    missing: _containers.RepeatedCompositeFieldContainer[MissingPeer]
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., version: _Optional[str] = ..., protocol: _Optional[int] = ..., models: _Optional[_Iterable[_Union[HeldModel, _Mapping]]] = ..., settings: _Optional[str] = ..., missing: _Optional[_Iterable[_Union[MissingPeer, _Mapping]]] = ...) -> None: ...
+
+class MissingPeer(_message.Message):
+    __slots__ = ("name", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ProbeRequest(_message.Message):
     __slots__ = ("ping", "payload", "back")

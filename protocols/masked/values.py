@@ -253,6 +253,11 @@ class MaskedWeight(Value):
         self.magnitude = magnitude
         self._wide = wide
 
+    @property
+    def element_bytes(self) -> int:
+        """Return what an element takes: its masked form and this party's share, each in words of 32 or 64 bits."""
+        return 2 * self.weight.bits // 8
+
     def tensor(self, context: Context | None = None) -> MaskedTensor:
         """Return the weight as an ordinary value (a sharing)."""
         share = Shared(self.weight.whole().own.to(torch.int64), self.weight.bits, self.weight.frac)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.cli.commands.bench import LayersOption
+from launch.cli.estimate_tables import show_memory, show_notes, show_seconds
 from launch.cli.options import (
     DEFAULT_SUITE,
     SHAPE_HELP,
@@ -35,13 +36,15 @@ if TYPE_CHECKING:
     from launch.predict.in_step import InStepSeconds
     from launch.predict.networks import Network
     from models.architectures import AnyArchitecture
-    from models.costs.estimation import Estimate, Rates
+    from models.costs.estimation import Estimate
+    from models.costs.rates import Rates
     from models.costs.tracing import Costs, Setting
     from models.drafting import DraftPlan
 
 MASK_BYTES = 12  # that tracing a prompt holds for each entry of its masks [T, T], at most; measured
 TRACED = 600_000_000  # bytes beside them
 SECONDS_FORMULA = "rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth + multiply-adds / rate"
+TRACE_SECONDS, MASK_SECONDS = 30.0, 1.9e-8  # that an estimate may take; for each entry of masks [T, T], measured
 
 ShapeOrFolderOption = Annotated[
     str,
@@ -108,11 +111,13 @@ def run(
 
     The session's own program runs on tensors without content; what it counts is what parties count on the wire. Seconds are
     rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth + ring multiply-adds / rate; tables and other
-    element-wise work, and what a process needs for a message, are not in them.
+    element-wise work, and what a process needs for a message, are not in them. A machine that is not quiet is named.
     """
+    from launch.local.quiet import disturbance
     from launch.predict.in_step import in_step_stages
     from launch.predict.networks import find_network
-    from models.costs.estimation import estimate, measure_rates
+    from models.costs.estimation import estimate
+    from models.costs.rates import measure_rates
     from models.costs.tracing import Setting
     from models.policies import parse
     from models.shapes import find_description, with_layers, with_positions
@@ -128,23 +133,23 @@ def run(
     check_traced(prefix + prompt)
     with err.status(f"{model}: tracing"):
         found = estimate(architecture, setting, prompt * texts, new, exhaustive=all_layers, kept=kept)
-        measured = rates is None
-        rates = rates or measure_rates()
+        disturbed = disturbance() if rates is None else ""
+        rates, measured = rates or measure_rates(), rates is None
         path = _critical_path(architecture, setting, prompt, new) if critical_path else None
     stages = in_step_stages(found, sessions, profile, rates) if sessions > 1 else {}
     if as_json:
-        record = estimate_json(found, model, profile, rates) | _in_step_json(stages)
-        record["rates"]["measured"] = measured
-        print_json(record | ({} if path is None else _path_json(path)))
-        return
+        record = estimate_json(found, model, profile, rates) | _in_step_json(stages) | _path_json(path)
+        record["rates"] |= {"measured": measured, "disturbed": disturbed}
+        return print_json(record)
     _show(found, profile, rates)
     _show_in_step(stages)
     _show_path(path, new > 1)
-    if architecture.positions > own.positions:
-        out.print(f"the model itself has {own.positions} positions only")
+    show_notes(disturbed, own.positions if architecture.positions > own.positions else None)
 
 
-def _path_json(path: CriticalPath) -> dict[str, Any]:
+def _path_json(path: CriticalPath | None) -> dict[str, Any]:
+    if path is None:
+        return {}
     return {"critical_path": {"layer": path.layer, "rounds": [asdict(r) for r in path.rounds]}}
 
 
@@ -158,6 +163,12 @@ def check_traced(tokens: int) -> None:
     from launch.local.memory import available_memory
     from mpc.errors import ConfigurationError
 
+    if MASK_SECONDS * tokens**2 > TRACE_SECONDS:
+        most = math.isqrt(int(TRACE_SECONDS / MASK_SECONDS))
+        raise ConfigurationError(
+            f"--prompt: {tokens} tokens take some {MASK_SECONDS * tokens**2:,.0f} s; ask for at most {most}: beyond "
+            "a few thousand tokens, costs of a prompt grow with the square of its length, of a token in proportion to it"
+        )
     free = available_memory()
     if free is not None and TRACED + MASK_BYTES * tokens**2 > free:
         most = math.isqrt(max(0, free - TRACED) // MASK_BYTES)
@@ -229,7 +240,7 @@ def _show_path(path: CriticalPath | None, decoded: bool) -> None:
 
 
 def _rates(text: str) -> Rates:
-    from models.costs.estimation import Rates
+    from models.costs.rates import Rates
     from mpc.errors import ConfigurationError
 
     try:
@@ -297,6 +308,7 @@ def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -
         "last_token_layer": stage_json(found.last_layer, network, rates),
         "further_tokens": found.new - 1,
         "memory_bytes": found.memory_bytes,
+        "memory": found.memory.to_json(),
         "cache_bytes": {"most": found.cached.most, "last": found.cached.last},
         "lengths_traced": found.lengths_traced,
         "trace_seconds": found.seconds,
@@ -352,14 +364,11 @@ def _show(found: Estimate, network: Network, rates: Rates) -> None:
             f"Experts: {a.experts.chosen} of {a.experts.count}, {way} for the prompt, dense for a token (--suite-option "
             "experts=...)."
         )
-    out.print("sent: bytes of one party to the others; offline: of the party that receives the dealer's corrections.")
-    out.print(
-        f"seconds: {SECONDS_FORMULA} ({rates.vector / 1e9:.2g} and {rates.matrix / 1e9:.2g} 10^9/s: few rows, many). "
-        "Tables, masks and the dealer's work are not in them, which is most of a prompt's time where products are fast."
-    )
+    show_seconds(rates, SECONDS_FORMULA)
     if found.setting.draft is not None:
         out.print(
             f"Draft: {found.steps} steps after the first token, of at most {found.setting.draft.tokens + 1} rows, of which "
             f"{found.kept} stay (--kept). What is dealt for a step is dealt once it is known how many rows of the last stay."
         )
+    show_memory(found)
     out.print(f"{found.lengths_traced} lengths traced in {found.seconds:.1f} s.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import threading
 import time
@@ -37,6 +36,7 @@ from models.costs.program import (
 from models.decoder import Decoder
 from models.policies import parse
 from mpc import timeline
+from mpc.allocator import give_back
 from mpc.channel import Channel
 from mpc.errors import TapeError
 from mpc.ledger import Ledger, stage
@@ -75,7 +75,7 @@ class Segmented:
 
     def _load(self) -> None:
         self.weights = self.suite.run(load(self.suite, self.architecture, self.source))
-        _give_back_memory()
+        give_back()
         self.go_on(self.suite, self.weights)
 
     def go_on(self, suite: Suite, weights: dict[str, Value]) -> None:
@@ -95,7 +95,7 @@ class Segmented:
             entry.k, entry.v = self.suite.keep_first(k, entry.length, 1), self.suite.keep_first(v, entry.length, 1)
         if layer == self.architecture.layers - 1:
             cache.seen = self.plan.cached
-        _give_back_memory()
+        give_back()
 
     def _step(self, name: str) -> None:
         after = self._cache.copied()
@@ -114,13 +114,6 @@ Program = Segmented | EvictionProgram
 def program_of(plan: BenchPlan, suite: Suite, source: Source) -> Program:
     """Return a role's program: a step of the decoder, or an eviction."""
     return EvictionProgram(plan, suite, source) if plan.eviction else Segmented(plan, suite, source)
-
-
-def _give_back_memory() -> None:
-    """Return to the system what making the weights ready took; the allocator would keep some hundred megabytes of it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 class Timer:

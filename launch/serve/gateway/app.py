@@ -91,6 +91,7 @@ class Gateway:
     async def _ready(self, request: Request) -> Response:
         await asyncio.to_thread(self._refresh)
         await asyncio.to_thread(self.catalogue.check)
+        await asyncio.to_thread(self.client.check_reached, self._patience())
         now = {"running": self.running, "waiting": self.places.waiting}
         return JSONResponse({"status": "ready", **now, "max_concurrent": self.settings.max_concurrent})
 
@@ -167,8 +168,12 @@ class Gateway:
 
     def _refresh(self) -> None:
         """Ask the parties what they hold. Raises `PeerLost` for one that is not there."""
+        self.catalogue.refresh(self._patience())
+
+    def _patience(self) -> Callable[[str], None]:
+        """Return what ends the wait for a role that is not there."""
         patience = Patience(self.settings.party_seconds)
-        self.catalogue.refresh(lambda reason: patience.progress(f"waiting for {reason}", 0, 0))
+        return lambda reason: patience.progress(f"waiting for {reason}", 0, 0)
 
     async def _served(self, name: str, prefix: str | None = None) -> Served:
         """Return the model; parties are asked for one that is not known here alone, and now and then which prefixes there

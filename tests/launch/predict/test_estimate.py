@@ -15,8 +15,9 @@ from launch.local.shares import KeptShares
 from launch.predict.networks import NETWORKS, find_network
 from models.architecture import Architecture, Rotary
 from models.costs import estimation
-from models.costs.estimation import Estimate, Rates, alike, estimate
+from models.costs.estimation import Estimate, alike, estimate
 from models.costs.program import CHOICE
+from models.costs.rates import Rates
 from models.costs.tracing import Setting, trace_step
 from models.decoder import Decoder
 from models.generation import GenerationPlan, generate

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from launch.cli.main import app
 from launch.predict.in_step import in_step_stages
 from launch.predict.networks import find_network
-from models.costs.estimation import Rates, estimate
+from models.costs.estimation import estimate
+from models.costs.rates import Rates
 from models.costs.tracing import Setting
 from models.shapes import SHAPES
 from mpc.in_step import overhead

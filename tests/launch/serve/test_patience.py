@@ -14,7 +14,9 @@ import pytest
 from launch.serve.gateway import patience
 from launch.serve.gateway.patience import Patience
 from mpc.errors import PeerLost
+from parties.status.reach import KEPT_SECONDS
 from tests.launch.serve.gateway_harness import Running, deployed, serving
+from tests.launch.serve.test_gateway_refusals import raw
 from tests.parties.conftest import checkpoint  # noqa: F401
 
 
@@ -31,7 +33,11 @@ def test_a_role_that_is_gone(gateway: Running, role: str, stream: bool) -> None:
     client = gateway.openai()
     asked: dict[str, Any] = {"model": "tiny", "prompt": "ab", "max_tokens": 1}
     assert client.completions.create(**asked).choices[0].text == "c"
+    assert raw(gateway, "GET", "/ready")[1]["status"] == "ready"
     gateway.deployment.servers[role].stop()
+    time.sleep(KEPT_SECONDS)
+    status, body = raw(gateway, "GET", "/ready")
+    assert (status, body["error"]["code"], body["error"]["peer"]) == (503, "peer_lost", role)
     began = time.monotonic()
     with pytest.raises(
         openai.InternalServerError, match=rf"{role}: nothing listens at .*start {role}.*waited 1 s"
@@ -44,6 +50,8 @@ def test_a_role_that_is_gone(gateway: Running, role: str, stream: bool) -> None:
     assert caught.value.response.headers["retry-after"] == "5"
     gateway.deployment.start_one(role)
     assert client.completions.create(**asked).choices[0].text == "c"
+    time.sleep(KEPT_SECONDS)
+    assert raw(gateway, "GET", "/ready")[0] == 200
     assert gateway.gateway.running <= 1
 
 

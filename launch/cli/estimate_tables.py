@@ -1,0 +1,46 @@
+"""What `mpcache estimate` prints below its table of costs: memory of the roles, how seconds are predicted, notes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from launch.terminal.console import byte_count, out
+
+if TYPE_CHECKING:
+    from models.costs.estimation import Estimate
+    from models.costs.rates import Rates
+
+
+def show_memory(found: Estimate) -> None:
+    """Print what every role holds, by stage."""
+    from rich.table import Table
+
+    from models.costs.memory import STAGES
+
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    table.add_column("memory")
+    for column in (*STAGES, "peak"):
+        table.add_column(column, justify="right")
+    for role, stages in found.memory.stages.items():
+        counts = [byte_count(stages[stage]) if stage in stages else "" for stage in STAGES]
+        table.add_row(role, *counts, byte_count(found.memory.peak(role)))
+    out.print(table)
+    parties = found.setting.parties
+    out.print(f"All {parties + 2} roles on one machine hold {byte_count(found.memory.here(parties))} at most.")
+
+
+def show_seconds(rates: Rates, formula: str) -> None:
+    """Print how seconds are predicted."""
+    out.print("sent: bytes of one party to the others; offline: of the party that receives the dealer's corrections.")
+    out.print(
+        f"seconds: {formula} ({rates.vector / 1e9:.2g} and {rates.matrix / 1e9:.2g} 10^9/s: few rows, many). "
+        "Tables, masks and the dealer's work are not in them, which is most of a prompt's time where products are fast."
+    )
+
+
+def show_notes(disturbed: str, positions: int | None) -> None:
+    """Print what disturbs this machine, if anything, and how many positions the model has, where the lengths need more."""
+    if disturbed:
+        out.print(f"This machine is not quiet ({disturbed}): seconds of computing are those of a quiet one at best.")
+    if positions is not None:
+        out.print(f"the model itself has {positions} positions only")

@@ -1,0 +1,50 @@
+"""Memory of every role: arithmetic by hand, what live bytes are, and the check before a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch.predict import room
+from models.costs.memory import BUFFERS, MASKED, SERVING, START, Held, memory_of
+from models.costs.tracing import Setting
+from models.shapes import SHAPES
+from mpc.errors import EnvironmentProblem
+from mpc.shape_tensor import live_bytes, shape_tensor
+
+
+def test_live_bytes_follow_references() -> None:
+    with live_bytes() as live:
+        x = shape_tensor((3, 4))
+        view = x.reshape(12)
+        y = x + view.reshape(3, 4)
+        assert live.now == 2 * 96
+        del x
+        assert live.now == 2 * 96  # the view is still there
+        del view, y
+        assert live.now == 0
+        assert shape_tensor((5,), 1).numel() == 5
+    assert max(live.most.values()) == 2 * 96
+
+
+def test_stages_by_hand() -> None:
+    held = Held([(1_000_000, 16), (500_000, 8)], (40, 30), ({"attention": 100, "mlp": 1000}, {"mlp": 10}), 4_000_000)
+    found = memory_of(held)
+    party = found.stages["party"]
+    assert party["start"] == START
+    assert party["prompt"] == SERVING + BUFFERS + 20_000_000 + 40 + 1000 * MASKED.party[""]
+    assert party["token"] == SERVING + BUFFERS + 20_000_000 + 30 + 1000 * MASKED.left[0]
+    assert found.stages["dealer"]["prompt"] == SERVING + BUFFERS + 10_000_000 + 20 + 1000 * MASKED.dealer[""]
+    owner = found.stages["model owner"]["share"]
+    assert found.here(3) == found.peak("client") + 3 * party["share"] + found.stages["dealer"]["share"] + owner
+
+
+def test_a_session_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting, said = Setting("masked", 2), list[str]()
+    memory = room.session_memory(SHAPES["tiny"], setting, 8, 2)
+    for free, warned in ((2 * memory.here(2), 0), (memory.here(2), 1)):
+        monkeypatch.setattr(room, "available_memory", lambda free=free: free)
+        assert "2 parties of" in room.check_room(memory, 2, "use less", said.append)
+        assert len(said) == warned
+    monkeypatch.setattr(room, "available_memory", lambda: memory.here(2) // 2)
+    with pytest.raises(EnvironmentProblem, match=r"the processes need .* are free; end other programs, shorten the prompt"):
+        room.check_session(SHAPES["tiny"], setting, 8, 2)
