@@ -138,9 +138,14 @@ class Client:
         found = [m for m in held if model is None or model in (m.id, m.name)]
         if len(found) == 1:
             return found[0]
-        listed = "; ".join(f"{m.name} ({m.id})" for m in held) or "none: let the model owner share one first"
-        problem = f"{len(found)} models fit" if found else "no model fits"
-        raise ConfigurationError(f"{problem} {'the request' if model is None else repr(model)}; all parties hold: {listed}")
+        listed = "; ".join(f"{m.name} ({m.id})" for m in found or held) or "none: let the model owner share one first"
+        asked = "the request" if model is None else repr(model)
+        if not found:
+            raise ConfigurationError(f"no model fits {asked}; all parties hold: {listed}")
+        raise ConfigurationError(
+            f"{len(found)} models fit {asked}: {listed}; ask for one by its id (--name ID), or let the owner share it once "
+            "more with `mpcache model-owner --replace`, which takes the others of that name away"
+        )
 
     def generate(
         self,
