@@ -129,12 +129,15 @@ class Client:
         with self._connected(on_waiting) as channels:
             describe_all(self.config, channels, reach=True)
 
-    def find_model(self, model: str | None = None) -> ModelReference:
-        """Return the model with this id or name; without one, the only model.
+    def find_model(
+        self, model: str | None = None, on_waiting: Callable[[str], None] = lambda reason: None
+    ) -> ModelReference:
+        """Return the model with this id or name; without one, the only model. on_waiting(reason): for a party that is not
+        there yet, and why; more than once.
 
         Raises `ConfigurationError` listing what there is.
         """
-        held = self.models()
+        held = self.models(on_waiting)
         found = [m for m in held if model is None or model in (m.id, m.name)]
         if len(found) == 1:
             return found[0]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import models.recall
 from launch.local.deployment import LocalDeployment
@@ -136,3 +137,16 @@ def test_a_model_that_is_shared_twice(command: Command, running: LocalDeployment
     answered = command(*ask, "--max-new-tokens", "1")
     assert (answered.code, answered.out) == (0, plaintext(text_model, PROMPT, 1)[1] + "\n")
     assert command(*share[:3], "--remove", "twice").code == 0
+
+
+def test_for_whom_it_is_waited_is_said(command: Command, running: LocalDeployment, text_model: Path) -> None:
+    config = yaml.safe_load((running.folder / "client.yaml").read_text())
+    config["parties"][1]["address"] = "127.0.0.1:9"
+    config["connect_seconds"] = 1.0
+    file = running.folder / "client-elsewhere.yaml"
+    file.write_text(yaml.safe_dump(config))
+    found = command("generate", "--config", file, "--model", text_model, "--name", "tiny", "--prompt", PROMPT)
+    assert found.code != 0
+    said = " ".join(found.err.split())
+    assert said.count("waiting for party1: nothing listens at 127.0.0.1:9") == 1
+    assert "(waited 1 s)" in said
