@@ -5,7 +5,7 @@ All that can be known without a process is: the request against the model, its t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,6 +123,18 @@ def _local(place: Place, request: GenerationRequest, first: Asked, streaming: bo
         yield Partner(asking, reader, checkpoint.architecture, replace(request, model=shared_name))
 
 
+def _says_once() -> Callable[[str], None]:
+    """Return what says for whom it is waited, each reason once."""
+    said: set[str] = set()
+
+    def say(reason: str) -> None:
+        if reason not in said:
+            said.add(reason)
+            err.print(f"waiting for {reason}", soft_wrap=True)
+
+    return say
+
+
 @contextmanager
 def _running(place: Place, request: GenerationRequest, first: Asked, streaming: bool) -> Iterator[Partner]:
     from launch.checkpoints.calibrating import warn_if_never_calibrated
@@ -137,7 +149,7 @@ def _running(place: Place, request: GenerationRequest, first: Asked, streaming: 
     tokenizer: TextTokenizer = load_tokenizer(place.folder, architecture)
     reader = PromptReader(tokenizer, place.folder)
     prompted(request, reader, first, architecture)
-    reference = client.find_model(place.name or place.folder.resolve().name)
+    reference = client.find_model(place.name or place.folder.resolve().name, _says_once())
     if reference.architecture != architecture:
         raise ConfigurationError(
             f"--model {place.folder} describes another architecture than the shared model '{reference.name}'; "

@@ -129,18 +129,26 @@ class Client:
         with self._connected(on_waiting) as channels:
             describe_all(self.config, channels, reach=True)
 
-    def find_model(self, model: str | None = None) -> ModelReference:
-        """Return the model with this id or name; without one, the only model.
+    def find_model(
+        self, model: str | None = None, on_waiting: Callable[[str], None] = lambda reason: None
+    ) -> ModelReference:
+        """Return the model with this id or name; without one, the only model. on_waiting(reason): for a party that is not
+        there yet, and why; more than once.
 
         Raises `ConfigurationError` listing what there is.
         """
-        held = self.models()
+        held = self.models(on_waiting)
         found = [m for m in held if model is None or model in (m.id, m.name)]
         if len(found) == 1:
             return found[0]
-        listed = "; ".join(f"{m.name} ({m.id})" for m in held) or "none: let the model owner share one first"
-        problem = f"{len(found)} models fit" if found else "no model fits"
-        raise ConfigurationError(f"{problem} {'the request' if model is None else repr(model)}; all parties hold: {listed}")
+        listed = "; ".join(f"{m.name} ({m.id})" for m in found or held) or "none: let the model owner share one first"
+        asked = "the request" if model is None else repr(model)
+        if not found:
+            raise ConfigurationError(f"no model fits {asked}; all parties hold: {listed}")
+        raise ConfigurationError(
+            f"{len(found)} models fit {asked}: {listed}; ask for one by its id (--name ID), or let the owner share it once "
+            "more with `mpcache model-owner --replace`, which takes the others of that name away"
+        )
 
     def generate(
         self,

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import models.recall
 from launch.local.deployment import LocalDeployment
@@ -104,3 +105,48 @@ def test_another_models_tokenizer_is_refused(
     found = command("generate", "--config", running.folder / "client.yaml", "--model", other, "--prompt", PROMPT)
     assert found.code == 2
     assert "describes another architecture than the shared model 'tiny'" in found.err
+
+
+def test_a_model_that_is_shared_twice(command: Command, running: LocalDeployment, text_model: Path) -> None:
+    share = ["model-owner", "--config", running.folder / "model-owner.yaml", "--model", text_model, "--name", "twice"]
+    ask = [
+        "generate",
+        "--config",
+        running.folder / "client.yaml",
+        "--model",
+        text_model,
+        "--name",
+        "twice",
+        "--prompt",
+        PROMPT,
+    ]
+    first, second = command(*share), command(*share)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    older = first.out.rpartition("(id ")[2].partition(")")[0]
+    assert f"beside it lies {older} of the same name: --replace takes that away" in " ".join(second.out.split())
+    refused = command(*ask, "--max-new-tokens", "1")
+    assert refused.code == 2
+    said = " ".join(refused.err.split())
+    assert "2 models fit 'twice': twice (" in said
+    assert older in said
+    assert "tiny" not in said
+    assert "--name ID" in said
+    assert "`mpcache model-owner --replace`" in said
+    replaced = command(*share, "--replace")
+    assert f"it replaces {older}, " in " ".join(replaced.out.split()) or f", {older}" in replaced.out
+    answered = command(*ask, "--max-new-tokens", "1")
+    assert (answered.code, answered.out) == (0, plaintext(text_model, PROMPT, 1)[1] + "\n")
+    assert command(*share[:3], "--remove", "twice").code == 0
+
+
+def test_for_whom_it_is_waited_is_said(command: Command, running: LocalDeployment, text_model: Path) -> None:
+    config = yaml.safe_load((running.folder / "client.yaml").read_text())
+    config["parties"][1]["address"] = "127.0.0.1:9"
+    config["connect_seconds"] = 1.0
+    file = running.folder / "client-elsewhere.yaml"
+    file.write_text(yaml.safe_dump(config))
+    found = command("generate", "--config", file, "--model", text_model, "--name", "tiny", "--prompt", PROMPT)
+    assert found.code != 0
+    said = " ".join(found.err.split())
+    assert said.count("waiting for party1: nothing listens at 127.0.0.1:9") == 1
+    assert "(waited 1 s)" in said

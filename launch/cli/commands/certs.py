@@ -257,7 +257,7 @@ def pin(
     for name, marks in written.items():
         out.print(f"{config}: {name} {' '.join(marks)}", soft_wrap=True)
     for name in [name for name in pins if name not in written]:
-        out.print(f"{config} does not list {name}", soft_wrap=True)
+        out.print(f"{config}: {name} is not among this role's peers, nothing to write", soft_wrap=True)
 
 
 @app.command("revoke")

@@ -56,7 +56,6 @@ def run(
         remove_models(settings, old)
         out.print(f"{remove} is removed ({', '.join(old)})")
         return
-    old = list(owned_models(settings, name or model.resolve().name)) if replace else []
     if ranges is not None:
         bounds = unpack_ranges(ranges, "--ranges")
     else:
@@ -65,6 +64,10 @@ def run(
         report = supervision.report_progress if supervised else bar
         shared = share_model(settings, model, name, SharingTerms(fraction_bits, bounds), report)
     out.print(f"{shared.name} is shared among {', '.join(shared.parties)} (id {shared.id})")
-    if old:
+    old = [one for one in owned_models(settings, shared.name) if one != shared.id]
+    if old and replace:
         remove_models(settings, old)
         out.print(f"it replaces {', '.join(old)}")
+    elif old:
+        ids = ", ".join(old)
+        out.print(f"beside it lies {ids} of the same name: --replace takes that away, or clients give an id (--name)")
