@@ -142,7 +142,7 @@ def provable_bounds(weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return what |x W + b| cannot exceed for any normalised input x, by column: sqrt(D) |W_j| + |b_j|. [D, out] -> [out].
 
     >>> provable_bounds(torch.tensor([[3.0], [4.0]]) * 2.0**0.5, torch.tensor([-1.0]))
-    tensor([11.])
+    tensor([11...])
     """
     bound: Tensor = weight.square().sum(0).sqrt() * float(weight.shape[0] ** 0.5)
     return bound if bias is None else bound + bias.abs()

@@ -447,8 +447,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "flags that leave as they are",
         "protocols/masked/ranges.py",
-        "words, self._words = self._words ^ zero, self._zeros()",
-        "words, self._words = self._words, self._zeros()",
+        "words, self._found = self._whole() ^ zero, {}",
+        "words, self._found = self._whole(), {}",
         (f"{RANGES}::test_a_share_of_the_flags_is_uniform_and_a_set_flag_too",),
     ),
     Fault(

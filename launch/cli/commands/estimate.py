@@ -159,22 +159,23 @@ def _texts(count: int, prompt: int) -> tuple[int, ...]:
 
 
 def check_traced(tokens: int) -> None:
-    """Raise `ConfigurationError` for a prompt whose public masks, [tokens, tokens], this machine's memory does not hold."""
+    """Raise `ConfigurationError` for a prompt whose public masks, [tokens, tokens], this machine's memory does not hold, or
+    take too long."""
     from launch.local.memory import available_memory
     from mpc.errors import ConfigurationError
 
-    if MASK_SECONDS * tokens**2 > TRACE_SECONDS:
-        most = math.isqrt(int(TRACE_SECONDS / MASK_SECONDS))
-        raise ConfigurationError(
-            f"--prompt: {tokens} tokens take some {MASK_SECONDS * tokens**2:,.0f} s; ask for at most {most}: beyond "
-            "a few thousand tokens, costs of a prompt grow with the square of its length, of a token in proportion to it"
-        )
     free = available_memory()
     if free is not None and TRACED + MASK_BYTES * tokens**2 > free:
         most = math.isqrt(max(0, free - TRACED) // MASK_BYTES)
         raise ConfigurationError(
             f"--prompt: tracing {tokens} tokens takes about {byte_count(TRACED + MASK_BYTES * tokens**2)} of memory, "
             f"{byte_count(free)} are free here; ask for at most {most} tokens"
+        )
+    if MASK_SECONDS * tokens**2 > TRACE_SECONDS:
+        most = math.isqrt(int(TRACE_SECONDS / MASK_SECONDS))
+        raise ConfigurationError(
+            f"--prompt: {tokens} tokens take some {MASK_SECONDS * tokens**2:,.0f} s; ask for at most {most}: beyond "
+            "a few thousand tokens, costs of a prompt grow with the square of its length, of a token in proportion to it"
         )
 
 

@@ -240,7 +240,7 @@ def test_command_prints_one_json_object(command: Command) -> None:
     parts = record["stages"]["prefill"]["parts"]
     assert set(parts) == {"embedding", "attention", "mlp", "head", "choice"}
     assert sum(part["online_bytes"] for part in parts.values()) == record["stages"]["prefill"]["online_bytes"]
-    assert record["rates"] == {"vector": 1e6, "matrix": 2e6, "measured": False}
+    assert record["rates"] == {"vector": 1e6, "matrix": 2e6, "measured": False, "disturbed": ""}
 
 
 def test_command_prints_a_table(command: Command) -> None:
