@@ -269,36 +269,11 @@ class SessionPager:
             self._memory.note(Entered(self._session, self._now, sizes, waits))
 
 
-class _Away:
-    """Stands for a value whose rows lie on a shelf."""
+class _Stand:
+    """Stands in a layer for what lies on shelves; the whole layer comes back."""
 
-    def __init__(self, pager: SessionPager, layer: int, shelf: Shelf) -> None:
-        self.shelf = shelf
-        self.length = shelf.length
+    def __init__(self, pager: SessionPager, layer: int) -> None:
         self._where = pager, layer
-        self._value: Any = None
-
-    def back(self) -> Any:
-        """As in `Away`; the whole layer comes back."""
-        if self._value is None:
-            pager, layer = self._where
-            pager.fetch(layer)
-        return self._value
-
-    def loaded(self) -> Any:
-        """Return the value, read now."""
-        self._value = self.shelf.get()
-        return self._value
-
-
-class _Segments:
-    """Stands for segments whose rows lie on shelves."""
-
-    length = 0
-
-    def __init__(self, pager: SessionPager, layer: int, held: list[tuple[Any, dict[str, _Away]]]) -> None:
-        self._where = pager, layer
-        self._held = held
         self._value: Any = None
 
     def back(self) -> Any:
@@ -307,6 +282,30 @@ class _Segments:
             pager, layer = self._where
             pager.fetch(layer)
         return self._value
+
+
+class _Away(_Stand):
+    """Stands for a value whose rows lie on a shelf."""
+
+    def __init__(self, pager: SessionPager, layer: int, shelf: Shelf) -> None:
+        super().__init__(pager, layer)
+        self.shelf = shelf
+        self.length = shelf.length
+
+    def loaded(self) -> Any:
+        """Return the value, read now."""
+        self._value = self.shelf.get()
+        return self._value
+
+
+class _Segments(_Stand):
+    """Stands for segments whose rows lie on shelves."""
+
+    length = 0
+
+    def __init__(self, pager: SessionPager, layer: int, held: list[tuple[Any, dict[str, _Away]]]) -> None:
+        super().__init__(pager, layer)
+        self._held = held
 
     def loaded(self) -> Any:
         """Return the segments, read now."""
