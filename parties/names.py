@@ -7,6 +7,7 @@ role may see. A fingerprint is SHA-256 of a key's SubjectPublicKeyInfo, as 32 pa
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Any, Literal, get_args
 
@@ -66,3 +67,11 @@ def _listed(value: Any) -> Any:
 
 
 Fingerprints = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach the address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

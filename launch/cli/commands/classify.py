@@ -50,8 +50,8 @@ def run(
     own = opened(asked, policy)
     names = None if labels is None else labels.split(",")
     own.reader.labels(names, words)
-    own.reader.read(given)
-    with asking(asked, own) as private:
+    tokens = [len(one.ids) for one in own.reader.read(given)]
+    with asking(asked, own, tokens) as private:
         answers: list[Any] = list(private.classify(given, labels=names, words=words))
         for text, found in zip(given, answers, strict=True):
             show({"text": text if isinstance(text, str) else list(text), **as_record(found)})

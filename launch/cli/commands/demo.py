@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.cli.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOption
+from launch.cli.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOption, options_for
 from launch.demo.view import show_costs, show_processes, show_roles, show_verdict
 from launch.local.checks import check_suite
 from launch.terminal.console import err, out
@@ -19,6 +20,7 @@ from mpc.errors import ConfigurationError, EnvironmentProblem
 if TYPE_CHECKING:
     from launch.demo.talks import Talk
     from launch.lab.lab import Lab
+    from models.costs.tracing import Setting
     from models.recall.documents import Case
 
 FAMILIES = ("gpt2", "llama")
@@ -112,7 +114,25 @@ def _web(talk: Talk, parties: int, policy: str, port: int) -> None:
     from models.generation import GenerationPlan
 
     GenerationPlan(talk.prompt_tokens, talk.example.max_tokens, policy=policy).check(read_architecture(talk.model))
+    setting = _setting(talk.model, talk.suite.name, parties, policy)
+    setting = replace(setting, options={**setting.options, **talk.suite.options})
+    _check_memory(talk.model, setting, talk.prompt_tokens, talk.example.max_tokens)
     show(WebDemo(talk, parties, policy, f"127.0.0.1:{port}"), lambda line: out.print(line, soft_wrap=True, markup=False))
+
+
+def _setting(folder: Path, suite: str, parties: int, policy: str) -> Setting:
+    """Return what a session of a checkpoint runs with."""
+    from models.costs.tracing import Setting
+
+    return Setting(suite, parties, policy, options_for(str(folder), suite, None))
+
+
+def _check_memory(folder: Path, setting: Setting, prompt: int, new: int) -> None:
+    """Raise `EnvironmentProblem`, before anything starts, where this machine has no room for all roles."""
+    from launch.predict.room import check_session
+    from models.checkpoint import read_architecture
+
+    check_session(read_architecture(folder), setting, prompt, new)
 
 
 def _check_combination(real: bool, shipped: dict[str, object], only_real: dict[str, object]) -> None:
@@ -143,6 +163,7 @@ def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, see
     ids = checkpoint.tokenizer.encode(case.prompt)
     plan = GenerationPlan(tokens, ANSWER_TOKENS, policy=policy)
     plan.check(checkpoint.architecture)
+    _check_memory(directory, _setting(directory, suite, parties, policy), tokens, ANSWER_TOKENS)
     waiting = err.status("starting processes (temporary certificates, mutual TLS)")
     with waiting, _inside(lab), local_deployment(parties, lab=lab) as deployment:
         waiting.update("the model owner shares the weights")

@@ -51,8 +51,8 @@ def run(
     given = read_texts(texts, file)
     own = opened(asked, policy)
     own.reader.pooling(pooling)
-    own.reader.read(given)
-    with asking(asked, own) as private:
+    tokens = [len(one.ids) for one in own.reader.read(given)]
+    with asking(asked, own, tokens) as private:
         rows = private.embed(given, pooling=cast("Pooling | None", pooling), normalize=False if raw else None)
         for text, row in zip(given, rows, strict=True):
             numbers = [float(f"{x:.7g}") for x in row.tolist()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +75,12 @@ def opened(asked: Asked, policy: str | None) -> EncoderFolder:
 
 
 @contextmanager
-def asking(asked: Asked, own: EncoderFolder) -> Iterator[PrivateModel]:
-    """Lend the model, at parties that are started or at running ones."""
+def asking(asked: Asked, own: EncoderFolder, tokens: Sequence[int]) -> Iterator[PrivateModel]:
+    """Lend the model, at parties that are started or at running ones. tokens: of each text, whose memory is looked at before
+    parties are started."""
     from launch.checkpoints.calibrating import calibration_for, warn_if_never_calibrated
     from launch.local.encoders import running_encoder, started_encoder
+    from launch.predict.room import check_texts
     from models.checkpoint import load_checkpoint
     from protocols.registry import SuiteSpec
 
@@ -94,6 +96,7 @@ def asking(asked: Asked, own: EncoderFolder) -> Iterator[PrivateModel]:
     checkpoint = load_checkpoint(asked.model)
     ranges = calibration_for(asked.model, spec).suites
     device = check_device(asked.device or "cpu")
+    check_texts(own.architecture, spec.over(ranges.get(spec.name, {})), asked.parties or 2, tokens)
     with started_encoder(checkpoint, own, spec, (asked.parties or 2, device), ranges) as model:
         yield model
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from launch.serve.gateway.settings import GatewaySettings
     from parties.client.client import Client
     from parties.client.drafting import Draft
+    from parties.client.model_reference import ModelReference
 
 OfferedOption = Annotated[
     list[str] | None,
@@ -236,6 +237,19 @@ def _catalogue(client: Client, tokenizer: Path, models: list[str]) -> Catalogue:
     return Catalogue(client, default, _wanted(models, default))
 
 
+def _look_at_memory(client: Client, reference: ModelReference, settings: GatewaySettings) -> None:
+    """Warn where all parties run on this machine and have no room for a usual prompt."""
+    from launch.predict.room import warn_of_running
+    from models.architecture import Architecture
+    from models.costs.tracing import Setting
+
+    spec = settings.suite.over((reference.ranges or {}).get(settings.suite.name, {}))
+    addresses = [peer.address for peer in client.config.parties]
+    if isinstance(reference.description, Architecture):
+        setting = Setting(spec.name, len(addresses), settings.policy, spec.options)
+        warn_of_running(reference.description, setting, addresses)
+
+
 def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door: Door, supervised: bool) -> None:
     """Serve until told to stop."""
     from launch.checkpoints.calibrating import warn_if_never_calibrated
@@ -254,6 +268,7 @@ def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door
             if settings.draft is not None and isinstance(served.reference.description, Architecture):
                 settings.draft.check(served.reference.architecture, served.words.tokenizer)
             warn_if_never_calibrated(served.reference)
+            _look_at_memory(client, served.reference, settings)
         logs.configure(door.log_format, "info", "gateway")
         names = ", ".join(sorted(served.name for served in catalogue.all()))
         if supervised:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import secrets
 import stat
@@ -12,6 +11,7 @@ from pathlib import Path
 from mpc.errors import ConfigurationError
 from parties.client.drafting import Draft
 from parties.files import write_file
+from parties.names import is_loopback
 from protocols.registry import USUAL, SuiteSpec
 
 SHORTEST_KEY = 16
@@ -95,14 +95,6 @@ def own_keys(path: Path) -> tuple[tuple[bytes, ...], str | None]:
     finally:
         draft.unlink(missing_ok=True)
     return read_keys(path), made
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach the address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_listen(host: str, tls: bool, insecure: bool) -> None:

@@ -7,9 +7,10 @@ import pytest
 from launch.predict import room
 from models.costs.memory import BUFFERS, MASKED, SERVING, START, Held, memory_of
 from models.costs.tracing import Setting
-from models.shapes import SHAPES
+from models.shapes import ENCODER_SHAPES, SHAPES
 from mpc.errors import EnvironmentProblem
 from mpc.shape_tensor import live_bytes, shape_tensor
+from protocols.registry import SuiteSpec
 
 
 def test_live_bytes_follow_references() -> None:
@@ -48,3 +49,22 @@ def test_a_session_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(room, "available_memory", lambda: memory.here(2) // 2)
     with pytest.raises(EnvironmentProblem, match=r"the processes need .* are free; end other programs, shorten the prompt"):
         room.check_session(SHAPES["tiny"], setting, 8, 2)
+
+
+def test_texts_and_running_roles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder's texts are checked likewise; roles that run already are warned of, on this machine alone."""
+    encoder, spec, said = ENCODER_SHAPES["tiny-encoder"], SuiteSpec("masked"), list[str]()
+    monkeypatch.setattr(room, "available_memory", lambda: 1 << 40)
+    assert "2 parties of" in room.check_texts(encoder, spec, 2, [5, 9])
+    monkeypatch.setattr(room, "available_memory", lambda: 100_000_000)
+    with pytest.raises(EnvironmentProblem, match=r"are free; end other programs, give fewer or shorter texts"):
+        room.check_texts(encoder, spec, 2, [5, 9])
+    here, away = ["127.0.0.1:7000", "localhost:7001"], ["127.0.0.1:7000", "10.0.0.2:7000"]
+    needed = room.warn_of_running(SHAPES["tiny"], Setting("masked"), here, said.append)
+    assert needed is not None
+    assert needed > 0
+    assert "a prompt of 64 tokens makes them take" in said[0]
+    assert room.warn_of_running(SHAPES["tiny"], Setting("masked"), away, said.append) is None
+    monkeypatch.setattr(room, "available_memory", lambda: 1 << 40)
+    room.warn_of_running(SHAPES["tiny"], Setting("masked"), here, said.append)
+    assert len(said) == 1
