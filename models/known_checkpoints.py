@@ -91,6 +91,23 @@ KNOWN: dict[str, dict[str, Any]] = {
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
     ),
+    "llama-3.2-3b": _sizes(
+        "llama",
+        (3072, 8192, 28, 24, 8, 131072),
+        128256,
+        head_dim=128,
+        rope_theta=5e5,
+        rope_scaling=_LLAMA32,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    ),
+    "tinyllama-1.1b": _sizes("llama", (2048, 5632, 22, 32, 4, 2048), 32000, rms_norm_eps=1e-5, tie_word_embeddings=False),
+    "smollm2-360m": _sizes(
+        "llama", (960, 2560, 32, 15, 5, 8192), 49152, rope_theta=1e5, rms_norm_eps=1e-5, tie_word_embeddings=True
+    ),
+    "smollm2-1.7b": _sizes(
+        "llama", (2048, 8192, 24, 32, 32, 8192), 49152, rope_theta=1.3e5, rms_norm_eps=1e-5, tie_word_embeddings=True
+    ),
     "smollm2-135m": _sizes(
         "llama", (576, 1536, 30, 9, 3, 8192), 49152, rope_theta=1e5, rms_norm_eps=1e-5, tie_word_embeddings=True
     ),
@@ -116,8 +133,16 @@ KNOWN: dict[str, dict[str, Any]] = {
         rope_theta=1e6,
     ),
     "qwen2.5-0.5b": _sizes("qwen2", (896, 4864, 24, 14, 2, 32768), 151936, rope_theta=1e6, tie_word_embeddings=True),
+    "qwen2.5-1.5b": _sizes("qwen2", (1536, 8960, 28, 12, 2, 32768), 151936, rope_theta=1e6, tie_word_embeddings=True),
+    "qwen2.5-7b": _sizes("qwen2", (3584, 18944, 28, 28, 4, 32768), 152064, rope_theta=1e6, tie_word_embeddings=False),
     "qwen3-0.6b": _sizes(
         "qwen3", (1024, 3072, 28, 16, 8, 40960), 151936, head_dim=128, rope_theta=1e6, tie_word_embeddings=True
+    ),
+    "qwen3-1.7b": _sizes(
+        "qwen3", (2048, 6144, 28, 16, 8, 40960), 151936, head_dim=128, rope_theta=1e6, tie_word_embeddings=True
+    ),
+    "qwen3-8b": _sizes(
+        "qwen3", (4096, 12288, 36, 32, 8, 40960), 151936, head_dim=128, rope_theta=1e6, tie_word_embeddings=False
     ),
     "gemma-2b": _sizes("gemma", (2048, 16384, 18, 8, 1, 8192), 256000, head_dim=256, hidden_act="gelu"),
     "gemma-2-2b": _sizes("gemma2", (2304, 9216, 26, 8, 4, 8192), 256000, head_dim=256),
@@ -135,8 +160,12 @@ KNOWN: dict[str, dict[str, Any]] = {
         tie_word_embeddings=True,
     ),
     "opt-125m": _opt(768, 12, 12),
+    "opt-2.7b": _opt(2560, 32, 32),
     "opt-1.3b": _opt(2048, 24, 32),
     "pythia-160m": _neox(768, 12, 12),
+    "pythia-70m": _neox(512, 6, 8),
+    "pythia-410m": _neox(1024, 24, 16),
+    "pythia-1b": _neox(2048, 16, 8),
     "pythia-1.4b": _neox(2048, 24, 16),
     "gpt-j-6b": {
         "model_type": "gptj",
@@ -178,6 +207,6 @@ KNOWN: dict[str, dict[str, Any]] = {
     "t5-base": _t5("t5", (768, 3072, 12, 12)),
     "flan-t5-small": _t5("t5", (512, 1024, 8, 6), feed_forward_proj="gated-gelu", tie_word_embeddings=False),
     "flan-t5-base": _t5("t5", (768, 2048, 12, 12), feed_forward_proj="gated-gelu", tie_word_embeddings=False),
-    "mt5-small": _t5("mt5", (512, 1024, 8, 6), vocabulary=250112),
+    "mt5-small": _t5("mt5", (512, 1024, 8, 6), vocabulary=250112, tie_word_embeddings=False),
 }
 """Name -> options."""

@@ -133,6 +133,26 @@ def find_description(name: str) -> AnyArchitecture:
     )
 
 
+def tied(name: str) -> bool:
+    """Return whether the head of what `find_description` finds is the token table, which a checkpoint then has once. Parties
+    hold it twice: the head has the last norm's gain in it, and other ring and fraction bits.
+
+    >>> tied("gpt2"), tied("llama-2-7b"), tied("qwen2.5-0.5b")
+    (True, False, True)
+    """
+    if name in SHAPES and name not in KNOWN:
+        return SHAPES[name].family == "gpt2"
+    path = Path(name)
+    if name in ENCODER_SHAPES or is_gguf(path):
+        return name not in ENCODER_SHAPES and "output.weight" not in GgufModel.open(path).header.tensors
+    config = path / "config.json" if path.is_dir() else path
+    family = family_for(Config(KNOWN[name] if name in KNOWN else read_json(config), config))
+    a = family.architecture
+    if not isinstance(a, Architecture):
+        return False
+    return family.config.flag("tie_word_embeddings", family.tied_by_default or a.encoder is not None)
+
+
 def with_layers(architecture: A, layers: int) -> A:
     """Return a shape's first `layers` layers. Raises `ConfigurationError` when it has fewer."""
     if isinstance(architecture, Architecture) and architecture.encoder is not None:

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING
 from launch.terminal.console import byte_count, out
 
 if TYPE_CHECKING:
+    from launch.predict.seconds import Machines
+    from models.architectures import AnyArchitecture
     from models.costs.estimation import Estimate
-    from models.costs.rates import Rates
+
+
+def weights_text(a: AnyArchitecture, tied: bool) -> str:
+    """Return how many weights there are. tied: whether the checkpoint has the token table and the head as one."""
+    if not tied:
+        return f"{a.parameters():,} weights"
+    own = a.parameters() - a.vocabulary * a.width
+    return f"{own:,} weights, of which a party holds the token table a second time as the head ({a.parameters():,})"
 
 
 def show_memory(found: Estimate) -> None:
@@ -29,12 +38,16 @@ def show_memory(found: Estimate) -> None:
     out.print(f"All {parties + 2} roles on one machine hold {byte_count(found.memory.here(parties))} at most.")
 
 
-def show_seconds(rates: Rates, formula: str) -> None:
+def show_seconds(machines: Machines) -> None:
     """Print how seconds are predicted."""
+    from launch.predict.seconds import FORMULA, FORMULA_HERE
+
+    rates = machines.rates
     out.print("sent: bytes of one party to the others; offline: of the party that receives the dealer's corrections.")
     out.print(
-        f"seconds: {formula} ({rates.vector / 1e9:.2g} and {rates.matrix / 1e9:.2g} 10^9/s: few rows, many). "
-        "Tables, masks and the dealer's work are not in them, which is most of a prompt's time where products are fast."
+        f"seconds: {FORMULA}{FORMULA_HERE if machines.cores else ''}. Products here: {rates.vector / 1e9:.2g} and "
+        f"{rates.matrix / 1e9:.2g} 10^9 multiply-adds/s (few rows, many). Starting the servers: "
+        f"{machines.start_seconds():.2g} s, and once the loading of the weights."
     )
 
 

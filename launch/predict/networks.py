@@ -44,14 +44,14 @@ LOCALHOST = Network("localhost", 0.1e-3, 20e9, waking=0.0)
 
 
 def find_network(text: str) -> Network:
-    """Return the network of a name in `NETWORKS`, or of "RTT_MS,MBIT_PER_SECOND". Raises `ConfigurationError` for
-    anything else.
+    """Return the network of a name in `NETWORKS`, "localhost", or of "RTT_MS,MBIT_PER_SECOND". Raises `ConfigurationError`
+    for anything else.
 
     >>> find_network("10,1000").latency_seconds(rounds=100)  # 10 ms there and back, 0.3 ms to wake up in each round
     0.53
     """
-    if text in NETWORKS:
-        return NETWORKS[text]
+    if text in NETWORKS or text == LOCALHOST.name:
+        return NETWORKS.get(text, LOCALHOST)
     numbers = text.split(",")
     try:
         milliseconds, megabits = (float(part) for part in numbers)
@@ -64,6 +64,6 @@ def find_network(text: str) -> Network:
 
 def _unknown(text: str) -> ConfigurationError:
     return ConfigurationError(
-        f"network '{text}' is not one of {', '.join(NETWORKS)}, nor a round trip in milliseconds and a bandwidth in "
-        "Mbit/s such as 10,1000"
+        f"network '{text}' is not one of {', '.join(NETWORKS)}, {LOCALHOST.name}, nor a round trip in milliseconds and a "
+        "bandwidth in Mbit/s such as 10,1000"
     )

@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 
@@ -34,6 +35,7 @@ from mpc.ledger import NO_OPERATION
 from protocols.bounds import Bounds
 from protocols.registry import suite_class
 
+T = TypeVar("T")
 LONGEST_PROMPT = 1 << 28  # query-key pairs of all heads and a batch that a policy is traced with
 EACH = 40  # decoded tokens up to which each is traced
 STRIDE = 8  # messages are packed to whole bytes
@@ -88,6 +90,36 @@ def middle_layer(architecture: AnyArchitecture, repeats: list[int]) -> int:
     return min((n for n, count in enumerate(repeats) if count and n >= first), key=lambda n: abs(n - middle))
 
 
+class Budget:
+    """Processor seconds that traces may take. Raises `ConfigurationError` as soon as they are seen to take more."""
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        self._begun, self._limit = time.process_time(), seconds
+
+    def check(self) -> None:
+        """Look at the time in the middle of a trace."""
+        if time.process_time() - self._begun > self._limit:
+            raise ConfigurationError(
+                f"--prompt and --new: tracing takes more than {self._limit:g} s; ask for a shorter prompt or fewer tokens"
+            )
+
+    def spread(self, steps: Iterable[T], count: int) -> Iterator[T]:
+        """Yield the steps of a session, prompt first, of which there are `count`; those after it are taken to take alike."""
+        after = 0.0
+        for number, step in enumerate(steps):
+            yield step
+            spent = time.process_time() - self._begun
+            after = spent if number == 0 else after
+            each = (spent - after) / max(1, number)
+            if number and (left := count - 1 - number) and spent + each * left > self._limit:
+                most = 1 + max(1, int((self._limit - after) / each))
+                raise ConfigurationError(
+                    f"--new: tracing {count} steps, each of which counts by itself here, takes some "
+                    f"{spent + each * left:,.0f} s; ask for at most {most} tokens: a further one costs about as much as "
+                    "the last of them"
+                )
+
+
 @dataclass(frozen=True)
 class Step:
     """One step's costs. layer: of the layer in the middle; working, cached: as in `Trace`; kept: bytes of all layers' rows
@@ -107,6 +139,10 @@ class Tracer:
     def __init__(self, architecture: AnyArchitecture, setting: Setting, all_layers: bool = False, read: int = 0) -> None:
         self.architecture = architecture
         self.setting = setting
+        self.budget = Budget()
+        if setting.seconds is not None:
+            self.budget = Budget(setting.seconds)
+            self.setting = replace(setting, check=self.budget.check)
         self.all_layers = all_layers
         self.read = read
         self.lengths: dict[tuple[int, int, bool], Step] = {}
@@ -132,7 +168,8 @@ class Tracer:
         drafted = self.setting.draft is not None
         steps = self.setting.steps(self.setting.cached(a, prompt), new, kept)
         keys = [(0, prompt, False), *((*step, drafted) for step in steps)]
-        for key, found in zip(keys, trace_session(a, self.setting, prompt, new, kept), strict=True):
+        traced = self.budget.spread(trace_session(a, self.setting, prompt, new, kept), len(keys))
+        for key, found in zip(keys, traced, strict=True):
             self.lengths[key] = Step(found.costs(every), found.layer(a.layers // 2), found.working, found.cached)
 
     def _whole(self, cached: int, tokens: int, drafted: bool = False) -> Step:
@@ -155,7 +192,9 @@ class Tracer:
         found = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, drafted=drafted, read=self.read, texts=texts)
         middle = middle_layer(reduced, repeats)
         flags = suite_class(setting.suite).flag_bytes * (architecture.layers - reduced.layers)
-        costs = found.costs(repeats).plus({(CHOICE, NO_OPERATION, "offline_bytes"): flags} if flags else {})
+        costs = found.costs(repeats)
+        if flags:
+            costs = costs.plus({(CHOICE, NO_OPERATION, kind): flags for kind in ("offline_bytes", "corrected_bytes")})
         kept = sum(size * count for size, count in zip(found.held, repeats, strict=True)) if found.held else None
         return Step(costs, found.layer(middle), found.working, kept=kept)
 
@@ -253,13 +292,13 @@ def estimate(
     with torch.inference_mode():
         tracer = Tracer(architecture, setting, exhaustive, prompt if read else 0)
         load_costs, weights = trace_load(architecture, setting)
-        behind = isinstance(architecture, Architecture) and setting.before > 0
-        rows = trace_prefix_load(decoder_of(architecture, "a prefix"), setting) if behind else Costs()
+        rows = trace_prefix_load(decoder_of(architecture, "a prefix"), setting) if setting.before > 0 else Costs()
         if setting.policy != "full":
             tracer.follow(prompt, new, kept)
         first = tracer.step(0, prompt)
         if exhaustive or drafted or setting.policy != "full":
-            further = _sum(tracer.step(*step, drafted).costs for step in steps)
+            each = (tracer.step(*step, drafted).costs for step in steps)
+            further = _sum(tracer.budget.spread(each, len(steps)))
         else:
             further = tracer.tokens(cached, cached + new - 2)
         last = tracer.step(*steps[-1], drafted) if steps else first

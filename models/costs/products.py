@@ -15,6 +15,8 @@ FEW_ROWS = 8  # products with fewer rows run at the speed of memory (see mpc.rin
 
 # Ring products that a party computes for one product of a secret with a secret: with the opened value and with the mask.
 RING_PRODUCTS = {"masked": 2, "crypten": 2}
+KINDS = ("vector_products", "matrix_products", "bit_products")
+"""Of few rows, of many, and of opened bits, which are made in bytes (`protocols.masked.tokens`)."""
 
 
 class Products:
@@ -28,10 +30,19 @@ class Products:
         return getattr(self._suite, name)
 
     def _count(self, rows: int, inner: int, columns: int, batch: int = 1) -> None:
+        self._add("vector_products" if rows < FEW_ROWS else "matrix_products", batch * rows * inner * columns)
+
+    def _count_rows(self, rows: int, table: Value) -> None:
+        """Count rows of bits times a table, [rows, V] x [V, D]."""
+        if self._suite.name == "masked":
+            self._add("bit_products", rows * table.shape.numel())
+        else:
+            self._count(rows, *table.shape)
+
+    def _add(self, kind: str, products: int) -> None:
         where, op = current()
-        kind = "vector_products" if rows < FEW_ROWS else "matrix_products"
         each = RING_PRODUCTS.get(self._suite.name, 2)
-        self.counts[where, op, kind] = self.counts.get((where, op, kind), 0) + batch * rows * inner * columns * each
+        self.counts[where, op, kind] = self.counts.get((where, op, kind), 0) + products * each
 
     def whole_linear(self, x: Value, layer: Linear) -> Any:
         """Count as `linear` does."""
@@ -53,12 +64,12 @@ class Products:
 
     def look_up(self, index: Value, table: Value) -> Any:
         """Count [T, V] x [V, D]."""
-        self._count(index.shape[0], *table.shape)
+        self._count_rows(index.shape[0], table)
         return self._suite.look_up(index, table)
 
     def embed(self, one_hot: Value, table: Value) -> Any:
         """Count [T, V] x [V, D]."""
-        self._count(one_hot.shape[0], *table.shape)
+        self._count_rows(one_hot.shape[0], table)
         return self._suite.embed(one_hot, table)
 
     def matmul(self, x: Value, y: Value) -> Any:

@@ -7,6 +7,7 @@ send. Multiply-adds are those of ring matrix products; element-wise work is not 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from models.architectures import AnyArchitecture
 from models.cache import KVCache
 from models.chunks import ChunkPlan
 from models.costs.cached import CacheBytes, held_by_layer, held_bytes
-from models.costs.products import Products
+from models.costs.products import KINDS, Products
 from models.costs.program import NoInputs, StepPlan, encoding_step, fill, load, load_before, registering_step, step
 from models.decoder import Decoder
 from models.drafting import DraftPlan
@@ -31,7 +32,8 @@ from models.plans import AnyPlan, Leaving, Lengths, make_plan
 from models.policies import parse
 from models.prefix_rows import LOAD_ROWS
 from models.prefixes import ROWS
-from mpc.ledger import Ledger
+from mpc.ledger import Ledger, current
+from mpc.packing import word_bytes
 from mpc.shape_tensor import LiveBytes, live_bytes
 from mpc.tape import CountingTape
 from protocols.options import OptionValue
@@ -40,7 +42,6 @@ from protocols.suite import Suite
 
 STEP = "step"
 
-FIELDS = ("rounds", "bytes_sent", "offline_bytes", "vector_products", "matrix_products")
 Key = tuple[str, str, str]  # part of the model, operation, field
 
 
@@ -80,7 +81,7 @@ class StageCosts:
     def of(cls, costs: Costs, part: str | None = None) -> StageCosts:
         """Return the sums over one part of the model, or over all."""
         rounds, sent, dealt = (costs.total(name, part) for name in ("rounds", "bytes_sent", "offline_bytes"))
-        products = costs.total("vector_products", part) + costs.total("matrix_products", part)
+        products = sum(costs.total(kind, part) for kind in KINDS)
         return cls(round(rounds), round(sent), round(dealt), round(products))
 
 
@@ -92,14 +93,22 @@ class _Tape(CountingTape):
         self._check = check
         self.cache: KVCache | None = None
         self.cached = 0
+        self.work: dict[tuple[str, str, str], int] = {}
 
     def random(self, op: str, shape: Sequence[int], bits: int = 64, kind: str = "sum") -> Tensor:
+        self._count({"entries": 1})
         return self._seen(super().random(op, shape, bits, kind))
 
     def dependent(
         self, op: str, shape: Sequence[int], value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
     ) -> Tensor:
+        self._count({"entries": 1, "corrected_bytes": math.prod(shape) * word_bytes(bits)})
         return self._seen(super().dependent(op, shape, value, bits, kind))
+
+    def _count(self, work: Mapping[str, int]) -> None:
+        for kind, count in work.items():
+            key = (*current(), kind)
+            self.work[key] = self.work.get(key, 0) + count
 
     def _seen(self, x: Tensor) -> Tensor:
         self._check()
@@ -115,7 +124,7 @@ class Setting:
     draft: of drafted steps, None for one token a step. behind: tokens of a registered prefix that prompts begin behind, 0
     without one; chunks: between it and them. texts: of an encoder's session of several texts the padded length of each,
     whose sum is then the prompt's. check(): called at every tape entry, may raise to end the trace.
-    prepare(suite): called with each suite that is made.
+    prepare(suite): called with each suite that is made. seconds: processor time that an estimate may take, None for any.
 
     >>> Setting("masked", parties=3, policy="h2o:budget=0.2", options={"score": 8}).spec
     SuiteSpec(name='masked', fraction_bits=14, options={'score': 8})
@@ -131,6 +140,7 @@ class Setting:
     behind: int = 0
     chunks: ChunkPlan | None = None
     texts: tuple[int, ...] = ()
+    seconds: float | None = None
     check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
     prepare: Callable[[Suite], None] = field(default=lambda suite: None, compare=False, repr=False)
 
@@ -182,7 +192,7 @@ class Trace:
     the bytes of each traced layer's rows behind it."""
 
     ledger: Ledger
-    products: Mapping[tuple[str, str, str], int]
+    work: Mapping[tuple[str, str, str], int]
     working: Mapping[str, int]
     cached: CacheBytes | None = None
     held: tuple[int, ...] = ()
@@ -194,7 +204,7 @@ class Trace:
             part, count = _part(where, repeats)
             values = {(part, op, name): getattr(cost, name) for name in ("rounds", "bytes_sent", "offline_bytes")}
             out = out.plus(values, count)
-        for (where, op, kind), value in self.products.items():
+        for (where, op, kind), value in self.work.items():
             part, count = _part(where, repeats)
             out = out.plus({(part, op, kind): value}, count)
         return out
@@ -240,16 +250,17 @@ def trace_step(
     drafted: see `StepPlan`. read: see `fill`. agreed: what parties agree on once a session (seeds of zero-sharings) is not
     part of this step. texts: of an encoder's batch, of `tokens` tokens each.
     """
-    suite, _ = setting.make()
+    suite, tape = setting.make()
     asked = tokens
     weights = suite.run(load(suite, architecture, NoInputs()))
     products = Products(suite)
     if isinstance(architecture, EncoderArchitecture):
         encoder = Encoder(cast(Suite, products), architecture, weights)
         suite.ledger.costs.clear()
+        tape.work.clear()
         with live_bytes() as live:
             suite.run(encoding_step(encoder, (texts, tokens), cast(Output, setting.decoding), None, STEP))
-        return Trace(suite.ledger, products.counts, _working(live, 0))
+        return Trace(suite.ledger, {**products.counts, **tape.work}, _working(live, 0))
     behind = not cached and setting.before > 0
     if behind:
         weights |= suite.run(load_before(suite, architecture, setting.behind, setting.chunks))
@@ -259,6 +270,7 @@ def trace_step(
     cache = begun() if behind else suite.run(fill(decoder, cached, NoInputs(), agreed, read))
     suite.ledger.costs.clear()
     products.counts.clear()
+    tape.work.clear()
     before = held_bytes(cache)
     with live_bytes() as live:
         if setting.decoding == ROWS:
@@ -266,7 +278,7 @@ def trace_step(
         else:
             suite.run(step(decoder, cache, setting.step(tokens, drafted), None, STEP))
     working = _working(live, held_bytes(cache) - before)
-    return Trace(suite.ledger, products.counts, working, held=tuple(held_by_layer(cache)))
+    return Trace(suite.ledger, {**products.counts, **tape.work}, working, held=tuple(held_by_layer(cache)))
 
 
 def trace_session(architecture: Architecture, setting: Setting, prompt: int, new: int, kept: int = 1) -> Iterator[Trace]:
@@ -283,6 +295,7 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
     for cached, tokens in ((0, prompt), *setting.steps(setting.cached(architecture, prompt), new, kept)):
         suite.ledger.costs.clear()
         products.counts.clear()
+        tape.work.clear()
         before = held_bytes(cache)
         with live_bytes() as live:
             if cache.drafted:
@@ -292,22 +305,28 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
         took = held_bytes(cache)
         held = CacheBytes(max(tape.cached, took), took)
         working = _working(live, held.most - before)
-        yield Trace(copy.deepcopy(suite.ledger), dict(products.counts), working, held)
+        yield Trace(copy.deepcopy(suite.ledger), {**products.counts, **tape.work}, working, held)
 
 
 def trace_load(architecture: AnyArchitecture, setting: Setting) -> tuple[Costs, list[tuple[int, int]]]:
     """Return the costs of loading all weights: once a model and its parties, not once a session; and the elements of each,
     with the bytes that one takes at a party, in the order in which they are loaded."""
-    suite, _ = setting.make()
+    suite, tape = setting.make()
     weights = suite.run(load(suite, architecture, NoInputs()))
-    cost = suite.ledger.total(LOAD)
-    found = {(LOAD, "weight", name): getattr(cost, name) for name in ("rounds", "bytes_sent", "offline_bytes")}
-    return Costs(found), [(x.shape.numel(), x.element_bytes) for x in weights.values()]
+    return _loading(suite, tape, (LOAD, "weight")), [(x.shape.numel(), x.element_bytes) for x in weights.values()]
 
 
 def trace_prefix_load(architecture: Architecture, setting: Setting) -> Costs:
     """Return the costs of loading the rows of prefix and chunks: once a prefix and its parties, not once a session."""
-    suite, _ = setting.make()
+    suite, tape = setting.make()
     suite.run(load_before(suite, architecture, setting.behind, setting.chunks))
-    cost = suite.ledger.total(LOAD_ROWS)
-    return Costs({(LOAD_ROWS, "cache", name): getattr(cost, name) for name in ("rounds", "bytes_sent", "offline_bytes")})
+    return _loading(suite, tape, (LOAD_ROWS, "cache"))
+
+
+def _loading(suite: Suite, tape: _Tape, key: tuple[str, str]) -> Costs:
+    """Return what was counted of a stage of loading, as one operation."""
+    cost = suite.ledger.total(key[0])
+    found = Costs({(*key, name): getattr(cost, name) for name in ("rounds", "bytes_sent", "offline_bytes")})
+    for (_, _, kind), count in tape.work.items():
+        found = found.plus({(*key, kind): count})
+    return found

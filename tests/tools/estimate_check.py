@@ -4,6 +4,9 @@
 lengths and policies, and compares. A stage's memory is the most that a process has had resident in it (`VmHWM`, which Linux
 lets be set back in between); of the parties the one that holds most counts. What other programs do meanwhile does not change
 it. Exit code 1 where a role's peak is off by more than 15 %.
+
+With --seconds the same for seconds of a prompt and of a token (`tests.tools.estimate_seconds`), of four models and three
+lengths. Exit code 1 where one is off by more than 30 %; with --processor where processor seconds of a party or dealer are.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from tests.tools import estimate_seconds
 
 PARTIES, NEW_TOKENS = 2, 3
 LIMIT = 0.15
@@ -51,14 +56,36 @@ CASES = (
 )
 
 
+SECONDS = (
+    Case(RECALL, "masked", (64, 256, 512)),
+    Case("qwen2", "masked", (32, 64, 128)),
+    Case("gpt2-wide", "masked", (32, 64, 128)),
+    Case("llama", "masked", (32, 64, 128)),
+)
+
+
 def random_model(name: str, folder: Path) -> None:
-    """Write a checkpoint with random weights: GPT-2's shape, or a small Qwen 2."""
+    """Write a checkpoint with random weights: GPT-2's shape, four layers of it with fewer tokens, or a small Qwen 2 or
+    LLaMA."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    if name == "gpt2":
-        GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
+    if name.startswith("gpt2"):
+        less = {"n_layer": 4, "vocab_size": 8192, "bos_token_id": 0, "eos_token_id": 0} if name == "gpt2-wide" else {}
+        GPT2LMHeadModel(GPT2Config(**less)).save_pretrained(folder)
+        return
+    if name == "llama":
+        other = LlamaConfig(
+            vocab_size=16384,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=10,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            max_position_embeddings=2048,
+        )
+        LlamaForCausalLM(other).save_pretrained(folder)
         return
     small = Qwen2Config(
         vocab_size=8192,
@@ -202,9 +229,10 @@ def compare(folder: Path, case: Case, found: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def _run(case: Case, work: Path) -> tuple[Path, dict[str, Any]]:
+def _run(case: Case, work: Path, repeat: int = 0) -> tuple[Path, dict[str, Any]]:
+    """Measure a case in a process of its own; of seconds with so many repetitions, of memory with 0."""
     folder = checkpoint(case.model, work)
-    asked = json.dumps({"folder": str(folder), "case": asdict(case)})
+    asked = json.dumps({"folder": str(folder), "case": asdict(case), "repeat": repeat})
     done = subprocess.run([sys.executable, "-m", "tests.tools.estimate_check", "--one", asked], stdout=subprocess.PIPE)
     if done.returncode != 0:
         raise SystemExit(f"{case.model}, {case.suite}: the deployment failed")
@@ -217,7 +245,10 @@ def _one(text: str) -> None:
     asked = json.loads(text)
     given = asked["case"]
     case = Case(given["model"], given["suite"], tuple(given["lengths"]), tuple(given["policies"]))
-    found = measure(Path(asked["folder"]), case)
+    if asked["repeat"]:
+        found = estimate_seconds.measure(Path(asked["folder"]), case.suite, case.policies, case.lengths, asked["repeat"])
+    else:
+        found = measure(Path(asked["folder"]), case)
     print(json.dumps(found), flush=True)
     os._exit(0)
 
@@ -238,10 +269,22 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 def _chosen(given: argparse.Namespace) -> Iterator[Case]:
     """Yield the cases that are asked for."""
-    for case in CASES:
+    for case in SECONDS if given.seconds else CASES:
         fits = given.suite in (None, case.suite) and any((given.policy or "") in policy for policy in case.policies)
         if fits and (given.only or "") in case.model:
             yield case if given.lengths is None else replace(case, lengths=tuple(map(int, given.lengths.split(","))))
+
+
+def _seconds(given: argparse.Namespace) -> int:
+    """Measure and compare seconds; return the exit code."""
+    rows: list[estimate_seconds.Row] = []
+    with tempfile.TemporaryDirectory(prefix="mpcache-estimate-") as work:
+        for case in _chosen(given):
+            folder, found = _run(case, Path(work), given.repeat)
+            rows += estimate_seconds.compare(folder, case.model, case.suite, found)
+            if given.out is not None:
+                given.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    return estimate_seconds.report(rows, given.processor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -251,11 +294,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--suite", help="cases of this suite alone")
     parser.add_argument("--policy", help="cases with a policy whose name contains this")
     parser.add_argument("--lengths", help="these lengths of prompts in place of a case's own: 64,128")
-    parser.add_argument("--out", type=Path, help="file for all rows, as JSON; rows of other models in it stay")
+    parser.add_argument("--out", type=Path, help="file for all rows, as JSON")
+    parser.add_argument("--seconds", action="store_true", help="compare seconds in place of memory")
+    parser.add_argument("--processor", action="store_true", help="with --seconds: exit code by processor seconds")
+    parser.add_argument("--repeat", type=int, default=estimate_seconds.REPEAT, help="with --seconds: answers of each kind")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.one:
         _one(given.one)
+    if given.seconds:
+        return _seconds(given)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="mpcache-estimate-") as work:
         for case in _chosen(given):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from launch.cli.commands.bench import LayersOption
-from launch.cli.estimate_tables import show_memory, show_notes, show_seconds
+from launch.cli.estimate_tables import show_memory, show_notes, show_seconds, weights_text
 from launch.cli.options import (
     DEFAULT_SUITE,
     SHAPE_HELP,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from launch.predict.critical_path import CriticalPath
     from launch.predict.in_step import InStepSeconds
     from launch.predict.networks import Network
+    from launch.predict.seconds import Machines
     from models.architectures import AnyArchitecture
     from models.costs.estimation import Estimate
     from models.costs.rates import Rates
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
 
 MASK_BYTES = 12  # that tracing a prompt holds for each entry of its masks [T, T], at most; measured
 TRACED = 600_000_000  # bytes beside them
-SECONDS_FORMULA = "rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth + multiply-adds / rate"
 TRACE_SECONDS, MASK_SECONDS = 30.0, 1.9e-8  # that an estimate may take; for each entry of masks [T, T], measured
 
 ShapeOrFolderOption = Annotated[
@@ -61,7 +62,9 @@ TextsOption = Annotated[
     int, typer.Option("--texts", min=1, help="Texts of an encoder's session, each of --prompt tokens with its padding.")
 ]
 NewTokensOption = Annotated[int, typer.Option("--new", min=1, help="Tokens to generate.")]
-NetworkOption = Annotated[str, typer.Option("--network", help="lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")]
+NetworkOption = Annotated[
+    str, typer.Option("--network", help="lan, wan, mobile, localhost, or round trip in ms and Mbit/s: 10,1000.")
+]
 PrefixTokensOption = Annotated[
     int,
     typer.Option("--prefix", min=0, help="Tokens of a registered prefix that the prompt begins behind, beside --prompt."),
@@ -110,41 +113,49 @@ def run(
     """Predict rounds, bytes, work, memory and seconds of each stage.
 
     The session's own program runs on tensors without content; what it counts is what parties count on the wire. Seconds are
-    rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth + ring multiply-adds / rate; tables and other
-    element-wise work, and what a process needs for a message, are not in them. A machine that is not quiet is named.
+    those of the slower side, of parties and dealer: computing, as fast as this machine is measured to be, delays and bytes;
+    with --network localhost all roles share this machine's processors. A machine that is not quiet is named.
     """
-    from launch.local.quiet import disturbance
     from launch.predict.in_step import in_step_stages
     from launch.predict.networks import find_network
     from models.costs.estimation import estimate
-    from models.costs.rates import measure_rates
     from models.costs.tracing import Setting
     from models.policies import parse
-    from models.shapes import find_description, with_layers, with_positions
+    from models.shapes import find_description, tied, with_layers, with_positions
 
     check_suite(suite)
     parse(policy)
-    profile, rates = find_network(network), None if rate is None else _rates(rate)
+    profile, given = find_network(network), None if rate is None else _rates(rate)
     own = find_description(model) if layers is None else with_layers(find_description(model), layers)
     architecture = with_positions(own, prefix + prompt + new - 1)
     choice = agreed_choice(decoding, temperature, architecture)
     options = options_for(model, suite, suite_option) if layers is None else suite_options(suite_option)
-    setting = Setting(suite, parties, policy, options, *choice, _drafting(draft, kept), prefix, texts=_texts(texts, prompt))
+    most = None if all_layers else TRACE_SECONDS
+    drafting = _drafting(draft, kept)
+    setting = Setting(suite, parties, policy, options, *choice, drafting, prefix, None, _texts(texts, prompt), most)
     check_traced(prefix + prompt)
     with err.status(f"{model}: tracing"):
         found = estimate(architecture, setting, prompt * texts, new, exhaustive=all_layers, kept=kept)
-        disturbed = disturbance() if rates is None else ""
-        rates, measured = rates or measure_rates(), rates is None
+        machines, disturbed = _machines(profile, given, parties, suite)
         path = _critical_path(architecture, setting, prompt, new) if critical_path else None
-    stages = in_step_stages(found, sessions, profile, rates) if sessions > 1 else {}
+    stages = in_step_stages(found, sessions, profile, machines.rates) if sessions > 1 else {}
     if as_json:
-        record = estimate_json(found, model, profile, rates) | _in_step_json(stages) | _path_json(path)
-        record["rates"] |= {"measured": measured, "disturbed": disturbed}
-        return print_json(record)
-    _show(found, profile, rates)
+        about = {"measured": given is None, "disturbed": disturbed}
+        return print_json(estimate_json(found, model, machines, about) | _in_step_json(stages) | _path_json(path))
+    _show(found, machines, tied(model))
     _show_in_step(stages)
     _show_path(path, new > 1)
     show_notes(disturbed, own.positions if architecture.positions > own.positions else None)
+
+
+def _machines(network: Network, given: Rates | None, parties: int, suite: str) -> tuple[Machines, str]:
+    """Return machines with the rates that are given, else with measured ones, and what disturbed the measuring."""
+    from launch.local.quiet import disturbance
+    from launch.predict.seconds import Machines
+    from models.costs.rates import measure_rates
+
+    disturbed = disturbance() if given is None else ""
+    return Machines.of(network, given or measure_rates(), parties, suite), disturbed
 
 
 def _path_json(path: CriticalPath | None) -> dict[str, Any]:
@@ -253,25 +264,28 @@ def _rates(text: str) -> Rates:
     return Rates(numbers[0], numbers[-1])
 
 
-def stage_json(costs: Costs, network: Network, rates: Rates, part: str | None = None) -> dict[str, Any]:
-    """Return one stage, or one part of it, as plain numbers."""
+def stage_json(costs: Costs, machines: Machines, part: str | None = None, sessions: int = 0) -> dict[str, Any]:
+    """Return one stage, or one part of it, as plain numbers. sessions: that begin with it."""
     from models.costs.tracing import StageCosts
 
-    rounds, sent, offline = (costs.total(name, part) for name in ("rounds", "bytes_sent", "offline_bytes"))
-    latency, transfer = network.latency_seconds(rounds), network.transfer_seconds(sent)
-    compute = rates.seconds(costs, part)
+    taken = machines.seconds(costs, part, sessions)
     return {
         **asdict(StageCosts.of(costs, part)),
-        "latency_seconds": latency,
-        "transfer_seconds": transfer,
-        "compute_seconds": compute,
-        "seconds": latency + transfer + compute,
-        "offline_seconds": network.transfer_seconds(offline),
+        "latency_seconds": taken.latency,
+        "transfer_seconds": taken.transfer,
+        "compute_seconds": taken.party,
+        "dealer_seconds": taken.dealer,
+        "offline_seconds": taken.dealt,
+        "seconds": taken.total,
     }
 
 
-def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -> dict[str, Any]:
+def estimate_json(found: Estimate, model: str, machines: Machines, about_rates: Mapping[str, object]) -> dict[str, Any]:
     """Return everything, for programs. "tokens" is all tokens after the first together."""
+    from launch.predict.seconds import FORMULA, FORMULA_HERE
+    from models.shapes import tied
+
+    network, rates, a = machines.network, machines.rates, found.architecture
     setting = found.setting
     stages = {
         "model load": found.load,
@@ -281,14 +295,15 @@ def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -
         "session": found.total,
     }
 
-    def whole(costs: Costs) -> dict[str, Any]:
-        parts = {part: stage_json(costs, network, rates, part) for part in costs.parts()}
-        return {**stage_json(costs, network, rates), "parts": parts}
+    def whole(name: str, costs: Costs) -> dict[str, Any]:
+        parts = {part: stage_json(costs, machines, part) for part in costs.parts()}
+        return {**stage_json(costs, machines, None, int(name in ("prefill", "session"))), "parts": parts}
 
     return {
         "model": model,
         "layers": found.architecture.layers,
-        "parameters": found.architecture.parameters(),
+        "parameters": a.parameters() - tied(model) * a.vocabulary * a.width,
+        "party_weights": found.architecture.parameters(),
         "prefix": found.setting.behind,
         "prompt": found.prompt,
         "new": found.new,
@@ -302,11 +317,12 @@ def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -
         "options": dict(setting.options),
         "parties": setting.parties,
         "network": {"name": network.name, "round_trip_seconds": network.round_trip, "bits_per_second": network.bandwidth},
-        "rates": {"vector": rates.vector, "matrix": rates.matrix},
-        "seconds_formula": SECONDS_FORMULA,
-        "stages": {name: whole(costs) for name, costs in stages.items()},
-        "prefill_layer": stage_json(found.first_layer, network, rates),
-        "last_token_layer": stage_json(found.last_layer, network, rates),
+        "rates": {**{name: rate for name, rate in asdict(rates).items() if name != "spread"}, **about_rates},
+        "seconds_formula": FORMULA + (FORMULA_HERE if machines.cores else ""),
+        "start_seconds": machines.start_seconds(),
+        "stages": {name: whole(name, costs) for name, costs in stages.items()},
+        "prefill_layer": stage_json(found.first_layer, machines),
+        "last_token_layer": stage_json(found.last_layer, machines),
         "further_tokens": found.new - 1,
         "memory_bytes": found.memory_bytes,
         "memory": found.memory.to_json(),
@@ -316,18 +332,18 @@ def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -
     }
 
 
-def _show(found: Estimate, network: Network, rates: Rates) -> None:
+def _show(found: Estimate, machines: Machines, tied: bool) -> None:
     from rich.table import Table
 
     from protocols.expert_ways import DENSE
 
     table = Table(box=None, header_style="bold", padding=(0, 1))
     table.add_column("")
-    for column in ("rounds", "sent by\na party", "offline", "multiply-\nadds", f"seconds\n({network.name})"):
+    for column in ("rounds", "sent by\na party", "offline", "multiply-\nadds", f"seconds\n({machines.network.name})"):
         table.add_column(column, justify="right")
 
     def add(title: str, costs: Costs, part: str | None = None, count: int = 1, style: str = "") -> None:
-        j = stage_json(costs, network, rates, part)
+        j = stage_json(costs, machines, part, int(not part and costs in (found.first, found.total)))
         numbers = [
             f"{j['rounds'] / count:.0f}",
             byte_count(j["online_bytes"] / count),
@@ -355,7 +371,7 @@ def _show(found: Estimate, network: Network, rates: Rates) -> None:
     out.print(table)
     a = found.architecture
     out.print(
-        f"{a.layers} layers, {a.parameters():,} weights, {found.setting.parties} parties, suite {found.setting.suite}, "
+        f"{a.layers} layers, {weights_text(a, tied)}, {found.setting.parties} parties, suite {found.setting.suite}, "
         f"policy {found.setting.policy}. Memory of a party: {byte_count(found.memory_bytes)}, of which the "
         f"session's cache takes {byte_count(found.cached.most)} at most, {byte_count(found.cached.last)} at the end."
     )
@@ -365,7 +381,7 @@ def _show(found: Estimate, network: Network, rates: Rates) -> None:
             f"Experts: {a.experts.chosen} of {a.experts.count}, {way} for the prompt, dense for a token (--suite-option "
             "experts=...)."
         )
-    show_seconds(rates, SECONDS_FORMULA)
+    show_seconds(machines)
     if found.setting.draft is not None:
         out.print(
             f"Draft: {found.steps} steps after the first token, of at most {found.setting.draft.tokens + 1} rows, of which "

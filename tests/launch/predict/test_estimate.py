@@ -24,7 +24,7 @@ from models.generation import GenerationPlan, generate
 from models.known_checkpoints import KNOWN
 from models.loaded import load_weights
 from models.outputs import Decoding
-from models.shapes import SHAPES, find_shape, with_layers, with_positions
+from models.shapes import SHAPES, find_shape, tied, with_layers, with_positions
 from mpc.errors import ConfigurationError
 from mpc.tape import CountingTape
 from protocols.options import OptionValue
@@ -153,8 +153,9 @@ def test_multiply_adds_of_a_token() -> None:
     costs = trace.costs([1])
     queries, cached = 6 * 6, 11
     attention = 9 * (queries + 2 * 2 * 6) + 2 * 6 * cached * 6 + queries * 9
-    by_hand = 13 * 9 + attention + 3 * 9 * 11 + 9 * 13
+    by_hand = attention + 3 * 9 * 11 + 9 * 13
     assert costs.total("vector_products") == 2 * by_hand
+    assert costs.total("bit_products") == 2 * 13 * 9, "the row of the token table"
     assert costs.total("matrix_products") == 0
     assert costs.total("vector_products", "mlp") == 2 * 3 * 9 * 11
 
@@ -219,6 +220,26 @@ def test_networks() -> None:
             find_network(text)
 
 
+def test_tied_tables_are_counted_once(command: Command) -> None:
+    """Published counts, less norms, whose gains are folded; a party holds the table twice."""
+    counts = ("qwen2.5-0.5b", 494_032_768 - 49 * 896, 136_134_656), ("llama-2-7b", 6_738_149_376, 0)
+    for name, published, twice in counts:
+        done = command("estimate", "--model", name, "--prompt", 1, "--rate", 1, "--json")
+        record = json.loads(done.out)
+        assert record["parameters"] == published
+        assert record["party_weights"] == published + twice
+    assert [tied(name) for name in ("t5-small", "flan-t5-small", "bert-base", "gemma-2-2b", "gpt2-xl")] == [1, 0, 0, 1, 1]
+
+
+def test_what_takes_too_long_is_refused() -> None:
+    """A policy's tokens are traced one by one: refused by the first ones, with how many there is time for."""
+    model = with_positions(SHAPES["tiny"], 5000)
+    began = time.process_time()
+    with pytest.raises(ConfigurationError, match=r"--new: tracing 4000 steps.*ask for at most \d+ tokens"):
+        estimate(model, Setting("masked", policy="h2o:budget=0.5", seconds=2.0), 16, 4000)
+    assert time.process_time() - began < 2
+
+
 def test_too_few_positions() -> None:
     with pytest.raises(ConfigurationError, match=r"need 65 positions, the model has 64"):
         estimate(SHAPES["tiny"], Setting("masked"), 60, 6)
@@ -232,15 +253,18 @@ def test_command_prints_one_json_object(command: Command) -> None:
     found = estimate(SHAPES["tiny"], Setting("masked"), 16, 3)
     session = record["stages"]["session"]
     rounds, sent = found.total.total("rounds"), found.total.total("bytes_sent")
-    work = Rates(1e6, 2e6).seconds(found.total)
-    assert work > 0
+    work = Rates(1e6, 2e6).seconds(found.total, sessions=1)
+    assert work > Rates(1e9, 2e9).seconds(found.total) > 0
     assert (session["rounds"], session["online_bytes"]) == (rounds, sent)
-    assert session["seconds"] == pytest.approx(rounds * (0.02 + 0.0003) + sent * 8 / 400e6 + work)
-    assert session["offline_seconds"] == pytest.approx(found.total.total("offline_bytes") * 8 / 400e6)
+    dealt = found.total.total("offline_bytes") * 8 / 400e6
+    assert session["offline_seconds"] == pytest.approx(dealt)
+    dealer = session["dealer_seconds"] + dealt
+    assert session["seconds"] == pytest.approx(max(rounds * (0.02 + 0.0003) + sent * 8 / 400e6 + work, dealer))
     parts = record["stages"]["prefill"]["parts"]
     assert set(parts) == {"embedding", "attention", "mlp", "head", "choice"}
     assert sum(part["online_bytes"] for part in parts.values()) == record["stages"]["prefill"]["online_bytes"]
-    assert record["rates"] == {"vector": 1e6, "matrix": 2e6, "measured": False, "disturbed": ""}
+    rates = record["rates"]
+    assert (rates["vector"], rates["matrix"], rates["measured"], rates["disturbed"]) == (1e6, 2e6, False, "")
 
 
 def test_command_prints_a_table(command: Command) -> None:

@@ -48,7 +48,8 @@ def measured(sent: int, rounds: int, seconds: float | None, **more: Any) -> dict
         **more,
     }
     if seconds is not None:
-        spread = {"median": seconds, "min": seconds, "max": seconds, "all": [seconds]}
+        all_of_them = [9 * seconds, seconds, seconds]  # tables and plots that show the first one are found
+        spread = {"median": seconds, "min": seconds, "max": 9 * seconds, "all": all_of_them}
         out |= {"seconds": spread, "prepare_seconds": spread, "dealer_seconds": spread}
     else:
         out["predicted"] = True

@@ -1,0 +1,77 @@
+"""Seconds of a stage on a network: what parties and dealer compute, on hosts of their own or on this machine together.
+
+Parties and the dealer work at the same time: the dealer's stream arrives while parties compute, so the slower of both sides
+counts. Where all run on this machine they share its processors, which have all of their work to do.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from launch.predict.networks import LOCALHOST, Network
+from models.costs.rates import START_CALLS, WEIGHTS, Rates
+from models.costs.tracing import Costs
+
+FORMULA = (
+    "the slower of two sides: a party's computing + rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth; "
+    "the dealer's computing + bytes dealt / bandwidth"
+)
+FORMULA_HERE = ", or, on one machine, the computing of all roles / its processors"
+
+
+@dataclass(frozen=True)
+class StageSeconds:
+    """Seconds of one stage. party, dealer: that a party and the dealer compute; latency, transfer: of the parties' messages;
+    dealt: of what the dealer sends; together: of all work on this machine's processors, 0 for hosts of their own."""
+
+    party: float
+    dealer: float
+    latency: float
+    transfer: float
+    dealt: float
+    together: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Return the seconds of the stage."""
+        return max(self.party + self.latency + self.transfer, self.dealer + self.dealt, self.together)
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where a session of a suite runs. cores: of the machine that has all roles, where the network is `LOCALHOST`."""
+
+    network: Network
+    rates: Rates
+    parties: int = 2
+    cores: int = 0
+    suite: str = "masked"
+
+    @classmethod
+    def of(cls, network: Network, rates: Rates, parties: int, suite: str) -> Machines:
+        """Return machines like this one: one of them on localhost, else one for each role."""
+        return cls(network, rates, parties, processors() if network == LOCALHOST else 0, suite)
+
+    def start_seconds(self) -> float:
+        """Return the seconds until all servers are there: Python and its packages, once a process."""
+        alone = START_CALLS / self.rates.calls
+        return alone * max(1.0, (self.parties + 1) / self.cores) if self.cores else alone
+
+    def seconds(self, costs: Costs, part: str | None = None, sessions: int = 0) -> StageSeconds:
+        """Return the seconds of a stage, or of one part of it; sessions: that begin with it."""
+        party, dealer = (self.rates.seconds(costs, part, weights, sessions) for weights in WEIGHTS[self.suite])
+        rounds, sent, dealt = (costs.total(name, part) for name in ("rounds", "bytes_sent", "offline_bytes"))
+        return StageSeconds(
+            party,
+            dealer,
+            self.network.latency_seconds(rounds),
+            self.network.transfer_seconds(sent),
+            self.network.transfer_seconds(dealt),
+            (self.parties * party + dealer) / self.cores if self.cores else 0.0,
+        )

@@ -1,0 +1,59 @@
+"""Seconds of a stage: the slower side counts, one machine's processors have everybody's work, and each term is there."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from launch.predict.networks import LOCALHOST, find_network
+from launch.predict.seconds import Machines
+from models.costs.estimation import estimate
+from models.costs.rates import DEALER, PARTY, Rates, measure_rates
+from models.costs.tracing import Costs, Setting
+from models.shapes import SHAPES
+
+RATES = Rates(1e9, 4e9)
+STEP = Costs(
+    {
+        ("attention", "linear", "vector_products"): 2e9,
+        ("attention", "linear", "rounds"): 10,
+        ("attention", "linear", "bytes_sent"): 5e6,
+        ("mlp", "gelu", "corrected_bytes"): 34e6,
+        ("mlp", "gelu", "offline_bytes"): 50e6,
+    }
+)
+
+
+def test_by_hand() -> None:
+    party = 2 * PARTY.products + PARTY.dealt * 0.01 + PARTY.sent * 5e-4
+    dealer = 2 * DEALER.products + DEALER.dealt * 0.01 + DEALER.sent * 5e-4
+    assert RATES.seconds(STEP) == pytest.approx(party)
+    assert RATES.seconds(STEP, weights=DEALER) == pytest.approx(dealer)
+    fast, slow = Machines(find_network("0,400000"), RATES), Machines(find_network("20,4"), RATES)
+    assert fast.seconds(STEP).total == pytest.approx(party + 10 * 0.3e-3 + 1e-4)
+    assert slow.seconds(STEP).total == pytest.approx(dealer + 100), "what is dealt takes longest"
+
+
+@pytest.mark.parametrize("cores", [1, 2, 64])
+def test_one_machine(cores: int) -> None:
+    """Of few processors every role's work counts, of many the slower side's."""
+    here = Machines(LOCALHOST, RATES, parties=3, cores=cores).seconds(STEP)
+    alone = here.party + here.latency + here.transfer
+    assert here.total == pytest.approx(max((3 * here.party + here.dealer) / cores, alone))
+
+
+def test_every_term_counts() -> None:
+    """Element-wise work, tables, the session's start and the dealer's own products are in a prediction of a real shape."""
+    found = estimate(SHAPES["tiny"], Setting("masked"), 16, 3)
+    whole = RATES.seconds(found.first, weights=DEALER, sessions=1)
+    for term in fields(DEALER):
+        less = RATES.seconds(found.first, weights=replace(DEALER, **{term.name: 0.0}), sessions=1)
+        assert less < whole, term.name
+    assert RATES.seconds(found.load) > 0
+    assert sum(RATES.seconds(found.first, part) for part in found.first.parts()) == pytest.approx(RATES.seconds(found.first))
+
+
+def test_measured_rates() -> None:
+    found = measure_rates()
+    assert all(getattr(found, name) > 1e5 for name in ("vector", "matrix", "expanded", "made", "calls"))
