@@ -39,7 +39,16 @@ from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import public
 from parties.wire.held_prefix import held_prefix
-from parties.wire.manifest import Manifest, architecture_hash, check_id, check_tables, check_version, new_id, unpacked_ids
+from parties.wire.manifest import (
+    Manifest,
+    architecture_hash,
+    check_digest,
+    check_id,
+    check_tables,
+    check_version,
+    new_id,
+    unpacked_ids,
+)
 from parties.wire.model_ranges import pack_ranges, unpack_ranges
 from parties.wire.shares import BITS, WEIGHT_FRACTION_BITS, collect
 
@@ -304,6 +313,7 @@ class ComputePartyServer(RoleServer[PartySession]):
             fraction_bits=header.fraction_bits,
             seeded=seeded,
             ranges=unpack_ranges(header.ranges, owner),
+            tokenizer=check_digest(header.tokenizer, owner),
             nonce=new_id(),
         )
 
@@ -353,6 +363,7 @@ class _Service(services.ComputePartyServicer):  # type: ignore[misc]
                 owner=m.owner,
                 parties=m.parties,
                 ranges=pack_ranges(m.ranges),
+                tokenizer=m.tokenizer,
                 prefixes=[held_prefix(prefix) for prefix in party.prefixes.of_model(m.model) if prefix.storing == m.nonce],
             )
             for m in party.permissions.visible(name, party.store.models())

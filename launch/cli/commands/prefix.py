@@ -71,7 +71,7 @@ def add(
     settings = load_role(config, "model-owner", insecure_trust_authority)
     words = load_tokenizer(tokenizer, read_architecture(tokenizer))
     given = read_text_file(file, "--file") if file is not None else str(text)
-    prefix = PrefixText(name, words.encode(given), secret, SuiteSpec(suite, options=suite_options(suite_option)))
+    prefix = PrefixText(name, words.encode(given), secret, SuiteSpec(suite, options=suite_options(suite_option)), words)
     with stages() as bar:
         found = add_prefix(settings, model, prefix, bar)
     known = "its text is shared among the parties" if secret else "its text is public"
