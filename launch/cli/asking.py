@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.terminal.console import err
-from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from launch.terminal.answering import Answer, Asking

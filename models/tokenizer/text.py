@@ -25,7 +25,8 @@ _PROBES = (  # capitals, accents in both normal forms, spaces, digits, code, oth
     "  Two spaces,\ttabs\n\nand lines; it's 1234567890.5% of HELLO worlds' e-mail: a_b@c.de",
     "Stra\u00dfe caf\u00e9 cafe\u0301 na\u00efve \ufb01n \u0130stanbul",
     "def f(x):\n    return {'k': [x**2, 0x1F]}  # done",
-    "\u4f60\u597d\u4e16\u754c \u041f\u0440\u0438\u0432\u0435\u0442 \u0645\u0631\u062d\u0628\u0627 \u0928\u092e\u0938\u094d\u0924\u0947 \U0001f600",
+    "\u4f60\u597d\u4e16\u754c \u041f\u0440\u0438\u0432\u0435\u0442 \u0645\u0631\u062d\u0628\u0627",
+    "\u0928\u092e\u0938\u094d\u0924\u0947 \U0001f600",
 )
 
 

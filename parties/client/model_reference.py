@@ -75,8 +75,8 @@ def check_folder(folder: Path, architecture: AnyArchitecture, words: TextTokeniz
         )
     if not reference.reads_as(words):
         raise ConfigurationError(
-            f"the tokenizer in {folder} gives other ids than the tokenizer that the model '{reference.name}' was shared with, "
-            "so that answers would be gibberish; give the folder whose tokenizer belongs to it"
+            f"the tokenizer in {folder} gives other ids than the one that the model '{reference.name}' was shared with: "
+            "answers would be gibberish; give the folder whose tokenizer belongs to it"
         )
 
 
@@ -136,8 +136,8 @@ def describe_all(config: RoleConfig, channels: list[grpc.Channel], reach: bool =
 
 
 def common_models(descriptions: list[wire.Description]) -> list[ModelReference]:
-    """Return the models that all parties hold, with equal architectures, bounds and tokenizers, and of their prefixes those that all
-    hold of one session."""
+    """Return the models that all parties hold, with equal architectures, bounds and tokenizers, and of their prefixes those
+    that all hold of one session."""
     held = [{m.model: m for m in said.models} for said in descriptions]
     out = []
     for model, first in held[0].items():

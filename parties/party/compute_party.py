@@ -299,8 +299,7 @@ class ComputePartyServer(RoleServer[PartySession]):
                 f"the model's shares take {size} bytes, {self.name} stores at most {self.config.limits.max_model_bytes}: "
                 "raise max_model_bytes in its 'limits'"
             )
-        index = self.config.index
-        seeded = index < len(self.config.parties) - 1
+        seeded = self.config.index < len(self.config.parties) - 1
         if len(header.seed) != (SEED_BYTES if seeded else 0):
             raise WireError(f"{owner} sent a seed of {len(header.seed)} bytes, expected {SEED_BYTES if seeded else 0}")
         return StoredModel(
@@ -309,7 +308,7 @@ class ComputePartyServer(RoleServer[PartySession]):
             architecture=architecture.to_json(),
             owner=owner,
             parties=self.config.party_names,
-            index=index,
+            index=self.config.index,
             fraction_bits=header.fraction_bits,
             seeded=seeded,
             ranges=unpack_ranges(header.ranges, owner),
