@@ -6,8 +6,8 @@ A case is a family's random checkpoint with sizes drawn at random, a cache syste
 random, a suite, 2 or 3 parties, lengths of prompt and answer, and how the suite chooses between forms (`prefer`). What is
 refused before it begins is drawn again; everything else must set no flag, cost the rounds, sent and dealt bytes that
 `estimate` says, to the byte (else WRONG), and give plaintext's tokens. Other tokens are DIFFERENT, which is for a person to
-judge: of logits, or of a policy's scores, that are nearly equal rounding decides, and `mikv` and `demote` round by chance. Exit code 1 when a case is WRONG;
-`--only N` runs one case again.
+judge: of logits, or of a policy's scores, that are nearly equal rounding decides, and `mikv` and `demote` round by chance.
+Exit code 1 when a case is WRONG; `--only N` runs one case again.
 """
 
 from __future__ import annotations
