@@ -336,7 +336,8 @@ class CachePolicy(ABC):
         asked = self.observation(batch.prompt, layer)
         if self.probes:
             return asked if batch.last else Observation()
-        return replace(asked, queries=batch.observed(asked.queries), late=batch.observed(asked.late))
+        own = batch.observed(asked.queries)
+        return replace(asked, queries=own, late=batch.observed(asked.late), times=-(-asked.queries // own) if own else 1)
 
     async def after_batch(self, suite: Suite, cache: KVCache, layer: int, batch: Batch, seen: Seen) -> None:
         """Do the work after a batch of the prompt, which is cached; may shrink the layer's cache. What only the next batch
