@@ -66,6 +66,7 @@ def real(found: Tensor, bits: int) -> Tensor:
     return torch.where(found < -(1 << FRAC), found + (1 << bits if bits < 62 else 0), found) * UNIT
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("parties", PARTIES)
 @pytest.mark.parametrize("kind", sorted(EXACT))
 def test_all_forms_over_the_whole_range(kind: str, parties: int) -> None:
@@ -143,6 +144,7 @@ def test_bad_input_is_named() -> None:
         chosen(c, "gelu", 1, Rings(FRAC, 18, 64))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("parties", PARTIES)
 @pytest.mark.parametrize("kind", sorted(curves.HALF))
 def test_segments_at_the_edges(kind: str, parties: int) -> None:
@@ -227,6 +229,7 @@ def test_public_integers_are_far_from_ties() -> None:
 
 
 # ---- what is seen ----------------------------------------------------------------------------------------------------
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("parties", PARTIES)
 @pytest.mark.parametrize("kind", ["gelu", "silu", "relu"])
 def test_all_that_is_opened_is_uniform(kind: str, parties: int) -> None:
