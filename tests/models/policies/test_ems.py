@@ -117,6 +117,7 @@ def test_centres_take_in_what_is_similar() -> None:
     assert joined > CASES // 3
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("crypten", 3), ("masked", 2), ("masked", 3)])
 def test_the_same_on_shares(suite: str, parties: int) -> None:
     """Sets exactly, ties included. A best cosine of these seeds is 2^-6 above the next one."""
@@ -225,6 +226,7 @@ def test_a_class_is_one_heavy_row_later(suite: str, parties: int) -> None:
         assert off.max() < 1e-6 if suite == "plain" else (off < 2 * allowed(wanted, members)).all()
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
 @pytest.mark.parametrize("text", ["ems:budget=0.5,window=8,every=2", "batches:tokens=20,ahead=6|ems:budget=0.5,window=8"])
 def test_a_generation_on_shares(text: str, suite: str, parties: int, tmp_path: Path) -> None:

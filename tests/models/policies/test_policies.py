@@ -87,6 +87,7 @@ def test_every_policy_is_in_the_matrix() -> None:
     assert set(MATRIX) | LEARNED == set(POLICIES)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
 @pytest.mark.parametrize("text", TEXTS)
 def test_same_tokens_stay_and_count(text: str, suite: str, parties: int) -> None:

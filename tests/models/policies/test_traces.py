@@ -61,6 +61,7 @@ def spent(checkpoint: Checkpoint, text: str, suite: str, parties: int, ids: list
     return InProcessSuite(SuiteSpec(suite), parties).run(program)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), SECURE)
 @pytest.mark.parametrize("text", TEXTS)
 def test_two_prompts_of_one_length_cost_the_same(text: str, suite: str, parties: int, tmp_path: Path) -> None:
