@@ -24,7 +24,7 @@ from parties.client.draft_text import OFF, parse_draft
 from parties.client.drafting import Draft
 from parties.client.encoding import EncodingRequest
 from parties.client.generation_options import GenerationOptions, needs_logits, read_options
-from parties.client.model_reference import ModelReference, check_architecture
+from parties.client.model_reference import ModelReference, check_folder
 from parties.client.prefixes import continues
 from parties.client.prompts import Inputs, Prompt, PromptReader
 from parties.client.request import GenerationRequest
@@ -135,8 +135,8 @@ class PrivateModel:
             reference = client.find_model(model)
             words = None
             if folder is not None and described is not None:
-                check_architecture(folder, described, reference)
                 words = load_tokenizer(folder, described)
+                check_folder(folder, described, words, reference)
             defaults = GenerationRequest(suite=suite, policy=policy, model=reference, prefix=prefix)
             found = cls(client, defaults, words, folder, allow_logits)
             found.defaults = replace(defaults, draft=found._draft(draft))

@@ -70,12 +70,14 @@ class TextReader:
         self._folder = folder
 
     def read(self, texts: Texts) -> list[EncodedText]:
-        """Return the tokens of each text. Raises `ConfigurationError` naming the number of one that is too long."""
+        """Return the tokens of each text. Raises `ConfigurationError` naming the number of one that is too long
+        or holds a padding token that the model does not count."""
         found = []
         for number, (text, second) in enumerate(as_texts(texts), 1):
             encoded = self._tokenizer.encode_pair(text, second)
             try:
                 padded_length(len(encoded.ids), self.architecture.positions)
+                self.architecture.check_text(encoded.ids)
             except ConfigurationError as error:
                 raise ConfigurationError(f"text {number}: {error}") from None
             found.append(encoded)

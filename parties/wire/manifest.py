@@ -30,6 +30,7 @@ from protocols.registry import SuiteSpec
 
 PROTOCOL_VERSION = 9
 ID_PATTERN = re.compile(r"[0-9a-f]{32}")
+DIGEST_PATTERN = re.compile(r"([0-9a-f]{64})?")
 MANIFEST_BYTES = 1 << 16
 
 Identifier = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -54,6 +55,14 @@ def check_id(text: str, what: str, sender: str) -> str:
     """Return the id itself. Raises `WireError` naming the sender unless it is 128 bits in hexadecimal."""
     if not ID_PATTERN.fullmatch(text):
         raise WireError(f"{sender} sent a {what} id of {len(text)} characters, expected 32 hexadecimal digits")
+    return text
+
+
+def check_digest(text: str, sender: str) -> str:
+    """Return a tokenizer's digest itself. Raises `WireError` naming the sender unless it is 256 bits in hexadecimal, or
+    empty."""
+    if not DIGEST_PATTERN.fullmatch(text):
+        raise WireError(f"{sender} sent a tokenizer's digest of {len(text)} characters, expected 64 hexadecimal digits")
     return text
 
 

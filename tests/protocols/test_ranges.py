@@ -77,6 +77,7 @@ def test_a_spread_beyond_its_bound_is_flagged_wherever_the_scores_lie(parties: i
                 assert (found - torch.softmax(x.double(), -1)).abs().max() < 2.0**-11
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("prefer", ["auto", "bytes"])
 @pytest.mark.parametrize("score", [5, 6, 7, 10])
 def test_a_far_score_is_flagged_on_both_sides(score: int, prefer: str) -> None:

@@ -80,7 +80,7 @@ def add(
     settings = load_role(config, "model-owner", insecure_trust_authority)
     words = load_tokenizer(tokenizer, read_architecture(tokenizer))
     given = read_text_file(file, "--file") if file is not None else str(text)
-    prefix = PrefixText(name, words.encode(given), secret, SuiteSpec(suite, options=suite_options(suite_option)))
+    prefix = PrefixText(name, words.encode(given), secret, SuiteSpec(suite, options=suite_options(suite_option)), words)
     known = "its text is shared among the parties" if secret else "its text is public"
     for one in [prefix] if split is None else prefix.split(split):
         with stages() as bar:

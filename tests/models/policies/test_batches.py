@@ -217,6 +217,7 @@ ON_SHARES = [
 ]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
 @pytest.mark.parametrize("text", ON_SHARES)
 def test_the_same_tokens_stay_on_shares(text: str, suite: str, parties: int) -> None:
@@ -251,6 +252,7 @@ def test_the_same_tokens_stay_on_shares(text: str, suite: str, parties: int) -> 
 MODEL = Path(models.recall.__file__).parent / "gpt2"
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
 def test_a_whole_generation_on_shares(suite: str, parties: int) -> None:
     """Layers that share a choice; batches of more tokens than a cache has room for without growing."""
@@ -321,6 +323,7 @@ def test_authors_thresholds_need_the_whole_prompt() -> None:
 
 
 # ---- costs ---------------------------------------------------------------------------------------------------------
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("masked", 2), ("masked", 3), ("crypten", 2)])
 @pytest.mark.parametrize("text", ["batches:tokens=70,ahead=8|snapkv:budget=0.4,window=8", "chunked:tokens=70|full"])
 def test_a_prompt_in_batches_is_counted_as_what_it_is(text: str, suite: str, parties: int) -> None:

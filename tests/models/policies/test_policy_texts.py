@@ -18,7 +18,7 @@ from tests.models.policies.test_policies import TEXTS
         ("lucky", "unknown cache policy 'lucky'; known: full, mpcache"),
         (
             "mpcache:preset=clusters,dynamik=0.1",
-            "policy mpcache has no setting 'dynamik'; known: static, observed, following, dynamic",
+            "policy mpcache has no setting 'dynamik'; known: dynamic, fine, coarse",
         ),
         ("mpcache:preset=clusters,dynamic=0", "policy mpcache: dynamic = 0.0 must be a share above 0 and up to 1"),
         ("mpcache:preset=clusters,static=1.5", "policy mpcache: static = 1.5 must be a share above 0 and up to 1"),
