@@ -7,7 +7,8 @@ lack is that its tokens have not seen what stands before it. So the first `again
 prompt's own batch, where every token sees all before its place; the chunks' other rows are taken as they are.
 
 Source: Agarwal et al., "Cache-Craft" (arXiv 2502.15734), whose share of tokens is given here and public; the first ones are
-taken, which attend to what stands before most (Hu et al., "EPIC", arXiv 2410.15332).
+taken, which attend to what stands before most (Hu et al., "EPIC", arXiv 2410.15332). Cache-Craft's own tokens and shares
+are right less often (`tests/tools/chunk_questions.py`).
 
 Leaks: to parties and dealer the number of chunks, their lengths and how many tokens are computed again
 (docs/security.md, "Registered prefixes").

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,17 @@ def save_model(folder: Path, layers: int = 1) -> Path:
 
 class SoakDeployment:
     """Configurations in `folder`; `start` and `kill` act on processes in `lab`. tapes: parties use tapes from disk. paged:
-    caches lie in pages, and sessions run in step."""
+    caches lie in pages, and sessions run in step. limits: more of the parties'."""
 
-    def __init__(self, lab: Lab, folder: Path, sessions: int, tapes: bool, paged: bool = False) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        folder: Path,
+        sessions: int,
+        tapes: bool,
+        paged: bool = False,
+        limits: Mapping[str, int] | None = None,
+    ) -> None:
         self.lab, self.folder, self.tapes, self.paged = lab, folder, tapes, paged
         self.running: dict[str, Any] = {}
         self._context = multiprocessing.get_context("forkserver")
@@ -75,6 +83,7 @@ class SoakDeployment:
         marks = create_deployment(folder / "certificates", {**kinds, **dict.fromkeys(PARTIES, "party")}, days=1)
         addresses = {name: f"{lab.addresses[name]}:{PORT}" for name in [DEALER, *PARTIES]}
         for name in ROLES:
+            own = {**(PAGED if paged else {}), **(limits or {})} if name in PARTIES else {}
             values: dict[str, Any] = {
                 "role": "party" if name in PARTIES else name,
                 "name": name,
@@ -85,7 +94,7 @@ class SoakDeployment:
                 "model_owners": [OWNER],
                 "deadline_seconds": 20,
                 "connect_seconds": 180,
-                "limits": {"max_sessions": sessions, **(PAGED if paged and name in PARTIES else {})},
+                "limits": {"max_sessions": sessions, **own},
             }
             if name in addresses:
                 values["listen"] = addresses[name]
