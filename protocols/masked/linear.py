@@ -120,6 +120,13 @@ async def gained(convert: Conversion, x: Value, gain: Value) -> MaskedTensor:
         return convert.new(product.weight_multiply(convert.context, "gain", m, _fixed(gain)), magnitude)
 
 
+async def one_hot(convert: Conversion, index: Value, size: int) -> MaskedTensor:
+    """Return the one-hot rows of secret places, see `Operations.one_hot`. 1 round, w bits each."""
+    with operation("embed"):
+        found = await tokens.opened_rows(convert.context, convert.tensor(index).as_shared(), size, RING_BITS)
+        return convert.new(found, 1)
+
+
 async def look_up(convert: Conversion, index: Value, table: Value) -> MaskedTensor:
     """Return the rows of the table at secret places, see `protocols.masked.tokens`. 2 rounds."""
     bits = convert.bounds.table_bits

@@ -163,6 +163,7 @@ def test_policies_behind_a_prefix_do_as_with_the_whole_prompt(policy: str, tmp_p
     assert plain_behind(model, PROMPT, replace(PLAN, policy=policy)) == wanted
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(
     ("name", "suite", "parties", "policy"),
     [

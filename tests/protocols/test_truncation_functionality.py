@@ -20,11 +20,13 @@ from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.value import CryptenValue
 from protocols.masked import truncation, veiled
 from protocols.masked.context import Context, open_value
+from protocols.masked.lifted import Factor
 from protocols.masked.product import elementwise
 from protocols.masked.shares import Shared, WideShared
 from protocols.masked.wide import open_cut_wide
 from protocols.schedule import Scheduler, together
 from tests.protocols.crypten.programs import evaluate
+from tests.protocols.gate_harness import run
 from tests.protocols.masked.harness import additive
 from tests.protocols.uniformity import chi_square_p
 
@@ -106,6 +108,26 @@ def test_a_veiled_product_of_two_parties_is_decided_by_the_low_bits_of_both_shar
     assert abs(away.mean() - 0.5 / (1 << CUT)) < 0.01
     assert abs(away.var() - 0.25) < 0.01
     assert away.abs().max() < 1.5
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+@pytest.mark.parametrize(("bits", "count"), [(60, 20), (90, 30)])
+def test_sums_of_known_factors_behind_a_veil(parties: int, bits: int, count: int) -> None:
+    """x F + y G, opened in their product's ring or a wide one, and lifted as values are whose shares' wraps are known."""
+    x, y = (torch.arange(-1000, 1000) * factor for factor in (97, -31))
+    f, g = torch.arange(2000) * 1_003 - 10**6, 3 - torch.arange(2000)
+
+    async def gate(c: Context, a: Shared, b: Shared) -> list[Shared]:
+        first, second = await together(open_value(c, a), open_value(c, b))
+        terms = [(first, Factor(lambda: f, 4)), (second, Factor(lambda: g, 1))]
+        found = await veiled.open_cut(c, veiled.sum_known(c, "sum", terms, bits), count, wraps=True)
+        assert (found.bits, found.frac) == (bits - count, 4 - count)
+        return [c.shared(found), truncation.lift(c, found, 64)]
+
+    result = run(gate, [(x, 20), (y, 18)], parties)
+    exact = (x * f + (y * g << 3)).double() / 2.0**count
+    for out in result.outputs:
+        assert (out - exact).abs().max() < (1.5 if parties == 2 else 1.0)
 
 
 def test_a_veiled_product_of_more_parties_is_rounded_once() -> None:

@@ -83,6 +83,7 @@ def test_each_head_keeps_what_its_gate_opens_for(suite: str, parties: int) -> No
         assert (value - wanted).abs().max() < 2.0**-12
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
 def test_a_generation_on_shares(suite: str, parties: int, tmp_path: Path) -> None:
     """Of a model with rotary positions and grouped queries, also within the prompt; costs are those predicted."""

@@ -217,6 +217,7 @@ ON_SHARES = [
 ]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
 @pytest.mark.parametrize("text", ON_SHARES)
 def test_the_same_tokens_stay_on_shares(text: str, suite: str, parties: int) -> None:
@@ -251,6 +252,7 @@ def test_the_same_tokens_stay_on_shares(text: str, suite: str, parties: int) -> 
 MODEL = Path(models.recall.__file__).parent / "gpt2"
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
 def test_a_whole_generation_on_shares(suite: str, parties: int) -> None:
     """Layers that share a choice; batches of more tokens than a cache has room for without growing."""
@@ -321,6 +323,7 @@ def test_authors_thresholds_need_the_whole_prompt() -> None:
 
 
 # ---- costs ---------------------------------------------------------------------------------------------------------
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("masked", 2), ("masked", 3), ("crypten", 2)])
 @pytest.mark.parametrize("text", ["batches:tokens=70,ahead=8|snapkv:budget=0.4,window=8", "chunked:tokens=70|full"])
 def test_a_prompt_in_batches_is_counted_as_what_it_is(text: str, suite: str, parties: int) -> None:
@@ -355,3 +358,9 @@ def test_a_long_prompt_costs_less_and_takes_a_seventh_of_the_memory() -> None:
     full, batches = costs.values()
     assert batches.costs.total("offline_bytes") < 0.9 * full.costs.total("offline_bytes")
     assert max(batches.working.values()) < max(full.working.values()) / 7
+
+
+def test_sums_over_many_batches_fit_their_ring() -> None:
+    """What a batch of two tokens says is added up over twenty, and compared: in the last layer, which needs no values."""
+    setting = Setting("masked", policy="chunked:tokens=2|kvmerger:budget=0.7")
+    assert estimate(tiny(heads=4, groups=1, layers=1), setting, 40, 1).first.total("rounds") > 30

@@ -116,6 +116,7 @@ def test_rows_that_left_the_window_are_of_low_rank() -> None:
             assert (one - other).abs().max() < 1e-9, number
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("crypten", 3), ("masked", 2), ("masked", 3)])
 @pytest.mark.parametrize(("learned_positions", "turning", "low_keys"), WAYS)
 def test_every_suite_holds_the_same(suite: str, parties: int, learned_positions: bool, turning: str, low_keys: bool) -> None:
@@ -151,6 +152,7 @@ def test_full_rank_is_the_full_cache(family: str, turning: str, tmp_path: Path) 
         assert PlainModel(checkpoint, torch.float64, policy=parse(one)).generate(ids, plan) == expected
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("masked", 2), ("masked", 3), ("crypten", 2)])
 @pytest.mark.parametrize(("family", "turning"), CHECKPOINTS)
 def test_every_prompt_costs_what_is_predicted(family: str, turning: str, suite: str, parties: int, tmp_path: Path) -> None:

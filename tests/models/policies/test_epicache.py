@@ -80,6 +80,7 @@ def test_the_tokens_that_stay_are_what_probes_look_at() -> None:
         assert np.array_equal(drawn.kept(run_plain), drawn.expected()), (number, drawn.text)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("crypten", 3), ("masked", 2), ("masked", 3)])
 def test_the_same_tokens_stay_on_shares(suite: str, parties: int) -> None:
     for number in (5, 12, 26, 41):
@@ -123,6 +124,7 @@ CUT = [(6, 0), (10, PROBES), (10, PROBES), (10, PROBES)]
 KEPT = {6: 6, 16: 10, 26: 13, 36: 18}  # half of the tokens so far, at least a batch of 10
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("family", ["gpt2", "llama-grouped"])
 @pytest.mark.parametrize("reduce", ["sum", "max"])
 @pytest.mark.parametrize(("around", "batches"), [("", WHOLE), ("batches:tokens=10|", CUT), ("chunked:tokens=13|", WHOLE)])
@@ -184,6 +186,7 @@ def test_batches_on_shares(text: str, suite: str, parties: int) -> None:
         assert (value - expected).abs().max() < 2.0**-12
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
 @pytest.mark.parametrize(
     ("family", "text"), [("llama-grouped", f"batches:tokens=15|{HALF},reduce=max"), ("gpt2", f"layers:weights=2 1|{HALF}")]

@@ -59,6 +59,7 @@ def by_hand(features: np.ndarray, first: np.ndarray, second: np.ndarray, ends: l
     return kept
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("suite", "parties"), [("plain", 1), ("crypten", 2), ("masked", 2), ("masked", 3)])
 def test_each_head_keeps_what_its_scores_say(suite: str, parties: int, seed: int) -> None:
@@ -151,6 +152,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
 @pytest.mark.parametrize("family", ["gpt2", "llama-grouped"])
 def test_a_generation_on_shares(family: str, suite: str, parties: int, tmp_path: Path) -> None:

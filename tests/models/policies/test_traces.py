@@ -33,7 +33,7 @@ TEXTS = [
     "lag:every=2|layers:weights=1 2|h2o:budget=0.4",
     "elastic:budget=0.4",
     "d2o:budget=0.5,every=2,candidates=6",
-    "kvmerger:budget=0.5",
+    "kvmerger:budget=0.5,weights=gaussian",
     "ems:budget=0.5,window=8,every=2",
     "epicache:budget=0.5,probe_tokens=6,last=4",
     "batches:tokens=14|epicache:budget=0.5,probe_tokens=6,last=4,reduce=max",
@@ -61,6 +61,7 @@ def spent(checkpoint: Checkpoint, text: str, suite: str, parties: int, ids: list
     return InProcessSuite(SuiteSpec(suite), parties).run(program)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), SECURE)
 @pytest.mark.parametrize("text", TEXTS)
 def test_two_prompts_of_one_length_cost_the_same(text: str, suite: str, parties: int, tmp_path: Path) -> None:
