@@ -178,8 +178,7 @@ HEADLINES: tuple[Headline, ...] = (
         at({"gaussian": "kvmerger:weights=gaussian,budget=0.35", "received": "kvmerger:budget=0.35"}, None),
         lambda f: f["gaussian"] >= f["received"],
         "a Gaussian weighs a run's rows by how near their keys are to the most attended one's, as those of neighbours are; "
-        "what tokens received tells them apart, without pivots and in fewer rounds, and is the default; at 20 % 0.698 and "
-        "0.948",
+        "what tokens received tells them apart, without pivots, and is the default; at 20 % 0.698 and 0.948",
     ),
     Headline(
         "d2o",
