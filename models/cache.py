@@ -171,8 +171,7 @@ class KVCache(Paged):
 
     def __init__(self, a: Architecture, policy: CachePolicy, weights: Mapping[str, Value] | None = None) -> None:
         every = tuple(range(a.layers))
-        self.group = a.group
-        self.prompt_tokens = 0
+        self.group, self.prompt_tokens = a.group, 0
         self.looking = Looking()
         found = ((Learned(weights or {}, n, a.activation), a.window(n), policy.new_state(Place(n, every))) for n in every)
         self.layers = [LayerCache(*parts, rotary=a.rotary_of(n)) for n, parts in enumerate(found)]
@@ -338,7 +337,8 @@ class CachePolicy(ABC):
         asked = self.observation(batch.prompt, layer)
         if self.probes:
             return asked if batch.last else Observation()
-        return replace(asked, queries=batch.observed(asked.queries), late=batch.observed(asked.late))
+        own, late = batch.observed(asked.queries), batch.observed(asked.late)
+        return replace(asked, queries=own, late=late, times=-(-asked.queries // max(own, 1)))
 
     async def after_batch(self, suite: Suite, cache: KVCache, layer: int, batch: Batch, seen: Seen) -> None:
         """Do the work after a batch of the prompt, which is cached; may shrink the layer's cache. What only the next batch

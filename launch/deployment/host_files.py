@@ -137,8 +137,8 @@ Or in a container: see the first line of compose.yaml.
 """
     return (
         text
-        + f"\nBefore the certificate ends: mpcache certs renew --keep-key --config {config}, have the request signed in the\n"
-        + f"authority's folder, mpcache certs install --config {config} {name}.crt. No restart.\n"
+        + f"\nBefore the certificate ends: mpcache certs renew --keep-key --config {config}, have the request signed in\n"
+        + f"the authority's folder, mpcache certs install --config {config} {name}.crt. No restart.\n"
         + f"A key that may be stolen: mpcache certs revoke --config {config} FINGERPRINT, likewise at every other role.\n"
     )
 

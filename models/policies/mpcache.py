@@ -57,8 +57,9 @@ class MPCache(ClusterSettings, System):
     scoring: "attention" (what tokens receive, and a budget), or "authors": what the authors' code does, with `threshold` in
     place of `static` and `following`; in plaintext alone (`models.policies.threshold`).
 
-    Presets (`mpcache:preset=paper`): "few-queries" chooses a tenth of all tokens so far, "clusters" has clusters by length
-    and the last fifth of the prompt decide, "paper" has the settings of the paper and its code.
+    Presets (`mpcache:preset=paper`): "few-queries" chooses a tenth of all tokens so far, "small-clusters" as many, in
+    smaller clusters and each layer by itself, "clusters" has clusters by length and the last fifth of the prompt decide,
+    "paper" has the settings of the paper and its code.
     """
 
     static: float = 0.4
@@ -71,6 +72,7 @@ class MPCache(ClusterSettings, System):
     name: ClassVar[str] = "mpcache"
     presets: ClassVar[Mapping[str, Mapping[str, SettingValue]]] = {
         "few-queries": {"dynamic": 0.1},
+        "small-clusters": {"dynamic": 0.1, "fine": 4, "sharing": 1},
         "clusters": {"observed": 0.2, "following": 0, "dynamic": 0.1, "fine": 0, "gathering": "products"},
         "paper": {
             "static": 0.4,

@@ -2,9 +2,9 @@
 
 `python -m tests.tools.encoders_on_shares random` runs random checkpoints of odd shapes (tests/models/random_encoders.py),
 every output of each, on `masked` and `crypten` with 2 and 3 parties: embeddings within a cosine distance of 1e-5, classes
-and labels equal; with `--seed N` of other sizes, drawn at random (`tests.models.random_sizes`). `python -m tests.tools.encoders_on_shares pairs` fetches all-MiniLM-L6-v2 where it is missing and compares
-the cosines of the 50 pairs of sentences in `sentence_pairs.txt` with plaintext's, within 1e-3. Exit code 1 where a figure
-is missed.
+and labels equal; with `--seed N` of other sizes, drawn at random (`tests.models.random_sizes`). `python -m
+tests.tools.encoders_on_shares pairs` fetches all-MiniLM-L6-v2 where it is missing and compares the cosines of the 50 pairs
+of sentences in `sentence_pairs.txt` with plaintext's, within 1e-3. Exit code 1 where a figure is missed.
 """
 
 from __future__ import annotations

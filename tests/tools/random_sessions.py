@@ -110,7 +110,16 @@ def drawn(number: int) -> Case:
     prefer = draw.choice(("", "rounds", "bytes")) if suite == "masked" else ""
     options = {"prefer": prefer} if prefer else {}
     model = draw.choice(tuple(checkpoints.VARIANTS))
-    return Case(number, model, policy, suite, draw.choice((2, 3)), draw.randrange(1, 40), draw.randrange(1, 7), options)
+    return Case(
+        number,
+        model,
+        policy,
+        suite,
+        draw.choice((2, 3)),
+        draw.choice((draw.randrange(1, 40), draw.randrange(40, 62))),
+        draw.randrange(1, 7),
+        options,
+    )
 
 
 def on_shares(checkpoint: Checkpoint, case: Case, ids: list[int], spec: SuiteSpec) -> tuple[list[int], bool, list[int]]:
@@ -155,7 +164,7 @@ def run(case: Case) -> str:
             wanted = generate_plain(checkpoint, ids, plan)
         except MpcacheError as error:
             return f"refused: {error}"
-        spec = SuiteSpec(case.suite, options=chosen(case.suite, measure(checkpoint, [ids + wanted])) | case.options)
+        spec = SuiteSpec(case.suite, options=chosen(case.suite, measure(checkpoint, [ids + wanted[:-1]])) | case.options)
         setting = Setting(case.suite, case.parties, case.policy, spec.options)
         predicted = estimate(checkpoint.architecture, setting, case.prompt, case.new).total
         tokens, flagged, costs = on_shares(checkpoint, case, ids, spec)

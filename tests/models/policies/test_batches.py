@@ -358,3 +358,9 @@ def test_a_long_prompt_costs_less_and_takes_a_seventh_of_the_memory() -> None:
     full, batches = costs.values()
     assert batches.costs.total("offline_bytes") < 0.9 * full.costs.total("offline_bytes")
     assert max(batches.working.values()) < max(full.working.values()) / 7
+
+
+def test_sums_over_many_batches_fit_their_ring() -> None:
+    """What a batch of two tokens says is added up over twenty, and compared: in the last layer, which needs no values."""
+    setting = Setting("masked", policy="chunked:tokens=2|kvmerger:budget=0.7")
+    assert estimate(tiny(heads=4, groups=1, layers=1), setting, 40, 1).first.total("rounds") > 30

@@ -40,7 +40,7 @@ from tests.models.policies.test_policies import TEXTS
         ("mpcache:preset=clusters,gathering=scores,levels=2", "policy mpcache: gathering = 'scores' needs levels=1"),
         (
             "mpcache:preset=thesis",
-            "policy mpcache: preset = 'thesis' must be one of few-queries, clusters, paper, named once",
+            "policy mpcache: preset = 'thesis' must be one of few-queries, small-clusters, clusters, paper, named once",
         ),
         (
             "mpcache:preset=clusters,observed=1.5",
