@@ -231,7 +231,7 @@ def test_a_class_is_one_heavy_row_later(suite: str, parties: int) -> None:
 @pytest.mark.parametrize("text", ["ems:budget=0.5,window=8,every=2", "batches:tokens=20,ahead=6|ems:budget=0.5,window=8"])
 def test_a_generation_on_shares(text: str, suite: str, parties: int, tmp_path: Path) -> None:
     """Grouped queries and rotary positions; the window's own sums come from the prompt's attention."""
-    checkpoints.save("llama-grouped", tmp_path)
+    checkpoints.save("llama-grouped", tmp_path, layers=1)
     checkpoint = load_checkpoint(tmp_path)
     ids = torch.randint(0, 97, (40,), generator=torch.Generator().manual_seed(2)).tolist()
     plan = GenerationPlan(40, 4, policy=text)
