@@ -40,7 +40,7 @@ from mpc.wide import Wide, Words
 from protocols.masked import lifted
 from protocols.masked.context import MOST_OF_WRAPS, Context, Opening, require
 from protocols.masked.lifted import Factor, Known
-from protocols.masked.product import Bilinear
+from protocols.masked.product import Bilinear, FixedWeight, product_of_masks, weighted, weighted_shape
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.wide import WideOpening, random
 
@@ -65,17 +65,28 @@ class Veiled:
         require(factor % 2 == 1, "veiled", f"a factor of {factor} is even: what is sent would not be uniform")
         require(self.bits <= RING_BITS, "veiled", f"a ring of {self.bits} bits, at most {RING_BITS}")
 
-        def times(x: Words) -> Tensor:
-            assert not isinstance(x, Wide)
-            return x * factor
-
-        return Veiled(times(self.x), self.bits, self.frac + frac, lambda: times(self.veil()))
+        return Veiled(_word(self.x) * factor, self.bits, self.frac + frac, lambda: _word(self.veil()) * factor)
 
     def add(self, other: Shared) -> Veiled:
         """Return it plus a sharing of its shape, in its ring of at most 64 bits and with its fraction bits."""
         fits = RING_BITS >= other.bits >= self.bits and other.frac == self.frac
         require(fits, "veiled", f"{other} is not added in a ring of {self.bits} bits with {self.frac} fraction bits")
         return Veiled(self.x + other.x, self.bits, self.frac, self.veil)
+
+    def to_ring(self, bits: int) -> Veiled:
+        """Return it modulo a smaller power of two, of at most 64 bits as it was."""
+        require(bits <= self.bits <= RING_BITS, "veiled", f"a ring of {self.bits} bits is not read modulo 2^{bits}")
+        return Veiled(self.x, bits, self.frac, self.veil)
+
+    def without(self, c: Context) -> Shared:
+        """Return [x], for what is not opened next; local. Offline: bits per element. R is the mask of nothing then."""
+        require(self.bits <= RING_BITS, "veiled", f"a ring of {self.bits} bits, at most {RING_BITS}")
+        dealt = c.deal("unveiled", tuple(self.shape), self.bits, lambda: _word(self.veil()))
+        return Shared(_word(self.x) - dealt, self.bits, self.frac)
+
+
+def _word(x: Words) -> Tensor:
+    return x.low if isinstance(x, Wide) else x
 
 
 def product(c: Context, op: str, x: Masked, y: Masked, f: Bilinear) -> Veiled:
@@ -94,6 +105,13 @@ def product(c: Context, op: str, x: Masked, y: Masked, f: Bilinear) -> Veiled:
     else:
         out = f(x.m, c.shared(y).x, bits) - f(x.lam, y.m, bits)
     return Veiled(out + fresh, bits, x.frac + y.frac, veil)
+
+
+def weight_product(c: Context, op: str, x: Masked, w: FixedWeight) -> Veiled:
+    """Return x @ W, as `product.weight_product`, behind a veil; local."""
+    fresh = c.tape.random(op, weighted_shape(x, w), x.bits)
+    found = weighted(c, op, x, w, fresh)
+    return Veiled(found.x, found.bits, found.frac, lambda: fresh - product_of_masks(x, w))
 
 
 def sum_known(c: Context, op: str, terms: Sequence[tuple[Masked, Factor]], bits: int) -> Veiled:

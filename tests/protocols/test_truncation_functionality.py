@@ -23,6 +23,7 @@ from protocols.masked.context import Context, open_value
 from protocols.masked.lifted import Factor
 from protocols.masked.product import elementwise
 from protocols.masked.shares import Shared, WideShared
+from protocols.masked.weights import fixed_weight
 from protocols.masked.wide import open_cut_wide
 from protocols.schedule import Scheduler, together
 from tests.protocols.crypten.programs import evaluate
@@ -128,6 +129,30 @@ def test_sums_of_known_factors_behind_a_veil(parties: int, bits: int, count: int
     exact = (x * f + (y * g << 3)).double() / 2.0**count
     for out in result.outputs:
         assert (out - exact).abs().max() < (1.5 if parties == 2 else 1.0)
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_products_with_a_weight_behind_a_veil(parties: int) -> None:
+    """Each behind a veil of its own; opened within 3/2 units, and exact as an ordinary sharing."""
+    x = torch.arange(-900, 900).reshape(600, 3) * 1001
+    w = torch.tensor([[5, -7], [1 << 10, 3], [-11, 1 << 16]])
+    apart: list[Tensor] = []
+
+    async def gate(c: Context, a: Shared, b: Shared) -> list[Shared]:
+        kept = await fixed_weight(c, w.shape, b.x if c.evaluating else None, (0, 64), True)
+        m = await open_value(c, a)
+        one, two = (veiled.weight_product(c, "linear", m, kept) for _ in range(2))
+        if c.evaluating:
+            assert not isinstance(one.x, Wide)
+            apart.append(ring.reduce(one.x - two.x, 50) >> 46)
+        return [c.shared(await veiled.open_cut(c, one, 12)), two.without(c)]
+
+    opened, exact = run(gate, [(x, 50), (w, 64)], parties).outputs
+    assert torch.equal(exact, x @ w)
+    assert (opened - exact.double() / 2.0**12).abs().max() < (1.5 if parties == 2 else 1.0)
+    assert len(apart) == parties
+    for difference in apart:
+        check_uniform(difference.flatten(), 16)
 
 
 def test_a_veiled_product_of_more_parties_is_rounded_once() -> None:
