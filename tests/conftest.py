@@ -1,4 +1,5 @@
-"""The option `--device`: where all that runs in the tests' own process computes; the fixture `device`; processes; threads.
+"""The option `--device`: where all that runs in the tests' own process computes; the fixture `device`; processes; threads;
+and the marker `covering` (`tests.covering`).
 
 Each of several workers computes with its share of the cores. With all of them in each, threads that wait for one another
 while others run cost several times what they save: 34 s in place of 4 for a test of 600 tokens on 2 cores.
@@ -15,15 +16,16 @@ import pytest
 import torch
 
 from launch.local import processes
-from tests import forked
+from tests import covering, forked
 from tests.devices import NAMES, STAND_IN, computing_on
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the host; asked for before Triton is imported
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--device`."""
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add `--device`, and what `tests.covering` adds."""
+    pluginmanager.register(covering)
     parser.addoption("--device", choices=NAMES, default="cpu", help="where roles in the tests' process compute")
 
 

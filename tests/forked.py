@@ -3,8 +3,8 @@
 A process of `mpcache` reads modules for two seconds before its own work begins, and the tests start some hundred of them.
 `Forked` stands for `subprocess.Popen` where a Python module is run, and does for it what that would: its own session,
 folder, environment and streams. What differs from a start from scratch is only how the modules came there, and that the
-kernel shows the environment of the first process. The pages of deployments, `mpcache init`, and what happens when the
-command itself is ended, are tested with processes that start from scratch.
+kernel shows the environment of the first process. The pages of deployments, and what happens when the command itself is
+ended, are tested with processes that start from scratch.
 """
 
 from __future__ import annotations

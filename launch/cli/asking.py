@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.terminal.console import err
-from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from launch.terminal.answering import Answer, Asking
@@ -68,7 +67,7 @@ def prompted(
     from models.generation import token_indices
     from parties.client.prefixes import continues
 
-    prompt = reader.read(asked, not continues(request.prefix) and not request.chunks)
+    prompt = reader.read(asked, not continues(request.prefix) and not request.chunks.names)
     params = replace(
         request.params,
         stop=(*request.params.stop, *prompt.end.texts),
@@ -141,6 +140,7 @@ def _running(place: Place, request: GenerationRequest, first: Asked, streaming: 
     from launch.terminal.answering import Asking
     from models.checkpoint import load_tokenizer, read_architecture
     from parties.client.client import Client
+    from parties.client.model_reference import check_folder
     from parties.client.prompts import PromptReader
 
     assert place.config is not None
@@ -150,11 +150,7 @@ def _running(place: Place, request: GenerationRequest, first: Asked, streaming: 
     reader = PromptReader(tokenizer, place.folder)
     prompted(request, reader, first, architecture)
     reference = client.find_model(place.name or place.folder.resolve().name, _says_once())
-    if reference.architecture != architecture:
-        raise ConfigurationError(
-            f"--model {place.folder} describes another architecture than the shared model '{reference.name}'; "
-            "give the folder whose config.json and tokenizer belong to it"
-        )
+    check_folder(place.folder, architecture, tokenizer, reference)
     warn_if_never_calibrated(reference)
     yield Partner(Asking(client, tokenizer, streaming), reader, architecture, replace(request, model=reference))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,14 @@ _UNFINISHED_MOST = 3  # bytes of a character that can be there while one is miss
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _CLEANED = frozenset(" .?!,'ntmsver")  # characters of what `clean_up_tokenization` replaces
 _CONTEXT = 64  # tokens of a prompt that can change how the answer's first one is written
+_PROBES = (  # capitals, accents in both normal forms, spaces, digits, code, other scripts
+    "The capital of France is",
+    "  Two spaces,\ttabs\n\nand lines; it's 1234567890.5% of HELLO worlds' e-mail: a_b@c.de",
+    "Stra\u00dfe caf\u00e9 cafe\u0301 na\u00efve \ufb01n \u0130stanbul",
+    "def f(x):\n    return {'k': [x**2, 0x1F]}  # done",
+    "\u4f60\u597d\u4e16\u754c \u041f\u0440\u0438\u0432\u0435\u0442 \u0645\u0631\u062d\u0628\u0627",
+    "\u0928\u092e\u0938\u094d\u0924\u0947 \U0001f600",
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,25 @@ class TextTokenizer:
         first."""
         found = [(int(token), str(text)) for token, text in self._tokenizer.added_tokens_decoder.items()]
         return sorted(found, key=lambda entry: -len(entry[1]))
+
+    @cached_property
+    def digest(self) -> str:
+        """Return a SHA-256, hexadecimal, of the vocabulary (each id with its token, added ones too) and of the ids that a
+        few texts get, special tokens included.
+
+        Equal for two folders whose tokenizers give the same ids, however their files write them down. It travels with a
+        shared model, in public: whoever sees it may test a guess at the tokenizer.
+        """
+        vocabulary = sorted((int(token), str(text)) for text, token in self._tokenizer.get_vocab().items())
+        found = json.dumps([vocabulary, [self._ids(text) for text in _PROBES]], separators=(",", ":"))
+        return hashlib.sha256(found.encode()).hexdigest()
+
+    def _ids(self, text: str) -> list[int] | None:
+        """Return `encode`'s ids, None where the vocabulary has none for a part of the text."""
+        try:
+            return self.encode(text)
+        except Exception:  # the package tokenizers raises bare Exception
+            return None
 
     def same_tokens(self, other: TextTokenizer) -> bool:
         """Whether every number stands for the same token in both."""

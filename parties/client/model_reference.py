@@ -13,6 +13,7 @@ import parties.wire.wire_pb2_grpc as services
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture, decoder_of, encoder_of, parse_description
 from models.encoder_architecture import EncoderArchitecture
+from models.tokenizer.text import TextTokenizer
 from mpc.errors import ConfigurationError, ManifestMismatch, PeerLost
 from parties.config.role_config import RoleConfig
 from parties.events import clean
@@ -22,7 +23,7 @@ from parties.transport.connection import connect
 from parties.wire import wire_pb2 as wire
 from parties.wire.error_codec import from_rpc
 from parties.wire.held_prefix import RegisteredPrefix, read_prefix
-from parties.wire.manifest import PROTOCOL_VERSION, check_id
+from parties.wire.manifest import PROTOCOL_VERSION, check_digest, check_id
 from parties.wire.model_ranges import Ranges, unpack_ranges
 from protocols.registry import SuiteSpec
 
@@ -32,7 +33,8 @@ class ModelReference:
     """A shared model: its random id, its owner's name for it, and what is public of its architecture.
 
     ranges: its owner's public bounds by suite, options of every session that does not say otherwise; None for a model that
-    was never calibrated. prefixes: registered ones, which all parties hold.
+    was never calibrated. prefixes: registered ones, which all parties hold. tokenizer: the digest of its owner's
+    (`models.tokenizer.text.TextTokenizer.digest`), empty for a model that was shared without one.
     """
 
     id: str
@@ -42,6 +44,7 @@ class ModelReference:
     parties: tuple[str, ...]
     ranges: Ranges | None = field(default=None, hash=False)
     prefixes: tuple[RegisteredPrefix, ...] = field(default=(), compare=False)
+    tokenizer: str = ""
 
     @property
     def architecture(self) -> Architecture:
@@ -53,17 +56,27 @@ class ModelReference:
         """Return the description of an encoder. Raises `ConfigurationError` for a decoder."""
         return encoder_of(self.description, f"model '{self.name}'")
 
+    def reads_as(self, words: TextTokenizer) -> bool:
+        """Whether a tokenizer gives texts the ids that the model was trained on, as far as its owner has said."""
+        return self.tokenizer in ("", words.digest)
+
     def over_bounds(self, suite: SuiteSpec) -> SuiteSpec:
         """Return a suite over the owner's bounds for it: they hold where the suite itself says nothing."""
         return suite.over((self.ranges or {}).get(suite.name, {}))
 
 
-def check_architecture(folder: Path, architecture: AnyArchitecture, reference: ModelReference) -> None:
-    """Raise `ConfigurationError` unless the folder's config.json describes the shared model."""
+def check_folder(folder: Path, architecture: AnyArchitecture, words: TextTokenizer, reference: ModelReference) -> None:
+    """Raise `ConfigurationError` unless a folder's config.json describes the shared model, and its tokenizer gives the ids
+    that the owner's gives."""
     if reference.description != architecture:
         raise ConfigurationError(
             f"{folder} describes another architecture than the shared model '{reference.name}'; "
             "give the folder whose config.json and tokenizer belong to it"
+        )
+    if not reference.reads_as(words):
+        raise ConfigurationError(
+            f"the tokenizer in {folder} gives other ids than the one that the model '{reference.name}' was shared with: "
+            "answers would be gibberish; give the folder whose tokenizer belongs to it"
         )
 
 
@@ -123,20 +136,25 @@ def describe_all(config: RoleConfig, channels: list[grpc.Channel], reach: bool =
 
 
 def common_models(descriptions: list[wire.Description]) -> list[ModelReference]:
-    """Return the models that all parties hold, with equal architectures and bounds, and of their prefixes those that all
-    hold of one session."""
+    """Return the models that all parties hold, with equal architectures, bounds and tokenizers, and of their prefixes those
+    that all hold of one session."""
     held = [{m.model: m for m in said.models} for said in descriptions]
     out = []
     for model, first in held[0].items():
         check_id(model, "model", descriptions[0].name)
-        facts = (first.architecture, first.ranges)
-        if all(model in other and (other[model].architecture, other[model].ranges) == facts for other in held[1:]):
+        if all(model in other and _facts(other[model]) == _facts(first) for other in held[1:]):
             architecture = parse_description(first.architecture)
             ranges = unpack_ranges(first.ranges, descriptions[0].name)
             prefixes = _common_prefixes({said.name: of[model] for said, of in zip(descriptions, held, strict=True)})
             owned = (first.name, architecture, first.owner, tuple(first.parties))
-            out.append(ModelReference(model, *owned, ranges, prefixes))
+            digest = check_digest(first.tokenizer, descriptions[0].name)
+            out.append(ModelReference(model, *owned, ranges, prefixes, digest))
     return out
+
+
+def _facts(model: wire.HeldModel) -> tuple[str, str, str]:
+    """Return what all parties must say alike of a model."""
+    return model.architecture, model.ranges, model.tokenizer
 
 
 def _common_prefixes(held: dict[str, wire.HeldModel]) -> tuple[RegisteredPrefix, ...]:

@@ -24,7 +24,7 @@ from parties.client.draft_text import OFF, parse_draft
 from parties.client.drafting import Draft
 from parties.client.encoding import EncodingRequest
 from parties.client.generation_options import GenerationOptions, needs_logits, read_options
-from parties.client.model_reference import ModelReference, check_architecture
+from parties.client.model_reference import ModelReference, check_folder
 from parties.client.prefixes import continues
 from parties.client.prompts import Inputs, Prompt, PromptReader
 from parties.client.request import GenerationRequest
@@ -135,8 +135,8 @@ class PrivateModel:
             reference = client.find_model(model)
             words = None
             if folder is not None and described is not None:
-                check_architecture(folder, described, reference)
                 words = load_tokenizer(folder, described)
+                check_folder(folder, described, words, reference)
             defaults = GenerationRequest(suite=suite, policy=policy, model=reference, prefix=prefix)
             found = cls(client, defaults, words, folder, allow_logits)
             found.defaults = replace(defaults, draft=found._draft(draft))
@@ -305,7 +305,8 @@ class PrivateModel:
         cancellation = given.pop("cancellation", None) or Cancellation()
         policy, suite, draft = (given.pop(name, None) for name in ("policy", "suite", "draft"))
         prefix = given.pop("prefix", self.defaults.prefix)
-        chunks, repair = given.pop("chunks", self.defaults.chunks), given.pop("repair", self.defaults.repair)
+        read = {name: given.pop(name) for name in ("repair", "retrieval", "candidates") if name in given}
+        chunks = replace(self.defaults.chunks, **({"names": given.pop("chunks")} if "chunks" in given else {}), **read)
         if isinstance(config, SamplingParams):
             if others := [name for name in given if name != "return_dict_in_generate"]:
                 raise ConfigurationError(f"{', '.join(sorted(others))}: give SamplingParams or options, not both")
@@ -325,13 +326,12 @@ class PrivateModel:
             draft=self.defaults.draft if draft is None else self._draft(draft),
             prefix=prefix,
             chunks=chunks,
-            repair=repair,
         )
         return _Call(prompt, request, asked, cancellation)
 
     def _read(self, prompt: Any, options: Mapping[str, Any]) -> Prompt:
         """Return a prompt that begins, or continues the prefix that the call asks for."""
-        behind = continues(options.get("prefix", self.defaults.prefix)) or options.get("chunks", self.defaults.chunks)
+        behind = continues(options.get("prefix", self.defaults.prefix)) or options.get("chunks", self.defaults.chunks.names)
         return self._prompts.read(prompt, not behind)
 
     def _draft(self, text: str) -> Draft | None:

@@ -94,8 +94,8 @@ def sign_request(
     """
     if not (folder / f"{AUTHORITY}.key").exists():
         raise ConfigurationError(
-            f"{folder} is not an authority's folder, {AUTHORITY}.key is not in it: give the one that `mpcache init` wrote as "
-            f"{AUTHORITY} into its --out folder"
+            f"{folder} is not an authority's folder, {AUTHORITY}.key is not in it: give the one that `mpcache init` wrote "
+            f"as {AUTHORITY} into its --out folder"
         )
     authority = read_certificates(folder / f"{AUTHORITY}.crt")[0]
     left = (authority.not_valid_after_utc - datetime.now(UTC)).total_seconds() / 86400

@@ -288,8 +288,8 @@ def check(directory: Path, name: str, role: Role | None = None, revoked: frozens
     request = directory / REQUESTS / f"{name}.csr"
     if not files[0].exists() and request.exists():
         raise ConfigurationError(
-            f"{files[0]} is not installed: the authority answers {request} (`mpcache certs sign`), and `mpcache certs install "
-            f"--config {name}.yaml {name}.crt` puts its answer in place"
+            f"{files[0]} is not installed: the authority answers {request} (`mpcache certs sign`), and `mpcache certs "
+            f"install --config {name}.yaml {name}.crt` puts its answer in place"
         )
     identity = replace(check_files(name, *files), revoked=read_revoked(directory) if revoked is None else revoked)
     check_role(identity, role)

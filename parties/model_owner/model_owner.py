@@ -23,6 +23,7 @@ from mpc.packing import packed_size
 from mpc.random import derive_seed, new_seed
 from parties.client.model_reference import ModelReference, close_all, connect_all, connected, describe_all
 from parties.config.role_config import RoleConfig
+from parties.events import log
 from parties.identity.trust import Peer, own_identity, parties_of
 from parties.transport.connection import key_of
 from parties.transport.heartbeat import HeartbeatMonitor
@@ -80,7 +81,13 @@ def share_model(
     ranges = _ranges(directory, checkpoint, terms)
     credentials = own_identity(config)
     reference = ModelReference(
-        new_id(), name or directory.resolve().name, checkpoint.description, config.name, tuple(config.party_names), ranges
+        new_id(),
+        name or directory.resolve().name,
+        checkpoint.description,
+        config.name,
+        tuple(config.party_names),
+        ranges,
+        tokenizer=_digest(checkpoint),
     )
     channels = connect_all(config, credentials.current, lambda reason: on_progress(f"waiting for {reason}", 0, 0))
     heartbeats = HeartbeatMonitor(config.deadline_seconds, config.step_seconds, lambda: credentials.current.revoked)
@@ -129,6 +136,15 @@ def _ranges(directory: Path, checkpoint: Checkpoint, terms: SharingTerms) -> Ran
             f"{directory}: {text}; without a calibration nobody would see it: `mpcache calibrate --model` first"
         )
     return ranges
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    """Return the digest of the folder's tokenizer, empty where none can be read: clients then bring their own unseen."""
+    try:
+        return checkpoint.tokenizer.digest
+    except CheckpointError as error:
+        log.info("clients' tokenizers are not compared with the model's: %s", error)
+        return ""
 
 
 def _store_call(session: Session, peer: Peer, channel: grpc.Channel) -> PeerStream:
@@ -187,6 +203,7 @@ def _header(reference: ModelReference, fraction_bits: int, seed: bytes) -> wire.
         seed=seed,
         version=package_version(),
         ranges=pack_ranges(reference.ranges),
+        tokenizer=reference.tokenizer,
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.generation import token_indices
 from models.prefixes import PrefixPlan
+from models.tokenizer.text import TextTokenizer
 from mpc.errors import ConfigurationError, WireError
 from parties.client.conversation import Conversation
 from parties.client.model_reference import ModelReference, close_all, common_models, connect_all, connected, describe_all
@@ -40,12 +41,14 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class PrefixText:
     """What is registered. ids: the text's tokens. secret: they are shared among the parties, and nobody else learns them;
-    else they are public. suite: what computes it, and sessions behind it; its options go over the model's bounds."""
+    else they are public. suite: what computes it, and sessions behind it; its options go over the model's bounds. words:
+    the tokenizer that gave the ids, where one did."""
 
     name: str
     ids: Sequence[int] = field(repr=False)
     secret: bool = False
     suite: SuiteSpec = USUAL
+    words: TextTokenizer | None = field(default=None, repr=False)
 
     def check(self) -> None:
         """Raise `ConfigurationError` for a name that no prefix can have, or an empty text."""
@@ -60,6 +63,22 @@ class PrefixText:
             raise ConfigurationError(f"name '{AUTO}' means whichever prefix a prompt begins with; choose another one")
         if not self.ids:
             raise ConfigurationError("the prefix is empty; give at least one token")
+
+    def split(self, tokens: int) -> list[PrefixText]:
+        """Return it in chunks of so many tokens each, named NAME.1 and so on: the last one ends where the text does, and
+        begins within the one before where that is no multiple. Raises `ConfigurationError` for a text that is shorter.
+
+        >>> [(one.name, list(one.ids)) for one in PrefixText("offer", [5, 6, 7, 8, 9]).split(2)]
+        [('offer.1', [5, 6]), ('offer.2', [7, 8]), ('offer.3', [8, 9])]
+        """
+        last = len(self.ids) - tokens
+        if tokens < 1 or last < 0:
+            raise ConfigurationError(f"split = {tokens}: a chunk has 1 to {len(self.ids)} tokens, as many as the text")
+        starts = [*range(0, last, tokens), last]
+        return [
+            replace(self, name=f"{self.name}.{number}", ids=self.ids[start : start + tokens])
+            for number, start in enumerate(starts, 1)
+        ]
 
 
 def add_prefix(
@@ -76,6 +95,11 @@ def add_prefix(
     heartbeats = HeartbeatMonitor(config.deadline_seconds, config.step_seconds, lambda: identity.current.revoked)
     try:
         reference = _own(config, common_models(describe_all(config, channels)), model)
+        if text.words is not None and not reference.reads_as(text.words):
+            raise ConfigurationError(
+                f"the prefix's tokenizer gives other ids than the one that the model '{reference.name}' was shared with; "
+                "give the model's own"
+            )
         session = RegisteringSession(config, reference, text, on_progress)
         session.run(channels, heartbeats, lambda: identity.current)
     finally:

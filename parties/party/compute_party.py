@@ -39,7 +39,16 @@ from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import public
 from parties.wire.held_prefix import held_prefix
-from parties.wire.manifest import Manifest, architecture_hash, check_id, check_tables, check_version, new_id, unpacked_ids
+from parties.wire.manifest import (
+    Manifest,
+    architecture_hash,
+    check_digest,
+    check_id,
+    check_tables,
+    check_version,
+    new_id,
+    unpacked_ids,
+)
 from parties.wire.model_ranges import pack_ranges, unpack_ranges
 from parties.wire.shares import BITS, WEIGHT_FRACTION_BITS, collect
 
@@ -122,7 +131,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         """Return what a session asks of this party. kept: bytes that its policy keeps of the prompt. Raises
         `ConfigurationError` for more memory, and pages, than there ever are."""
         limits, new = self.config.limits, manifest.new_tokens
-        prompt = manifest.prefix_tokens + sum(manifest.chunk_tokens) + manifest.prompt_tokens
+        prompt = manifest.read_tokens
         memory, most = kept_bytes(parse_description(facts.architecture), prompt, new, kept), limits.cached_bytes
         if most is not None and memory > most:
             raise ConfigurationError(
@@ -290,8 +299,7 @@ class ComputePartyServer(RoleServer[PartySession]):
                 f"the model's shares take {size} bytes, {self.name} stores at most {self.config.limits.max_model_bytes}: "
                 "raise max_model_bytes in its 'limits'"
             )
-        index = self.config.index
-        seeded = index < len(self.config.parties) - 1
+        seeded = self.config.index < len(self.config.parties) - 1
         if len(header.seed) != (SEED_BYTES if seeded else 0):
             raise WireError(f"{owner} sent a seed of {len(header.seed)} bytes, expected {SEED_BYTES if seeded else 0}")
         return StoredModel(
@@ -300,10 +308,11 @@ class ComputePartyServer(RoleServer[PartySession]):
             architecture=architecture.to_json(),
             owner=owner,
             parties=self.config.party_names,
-            index=index,
+            index=self.config.index,
             fraction_bits=header.fraction_bits,
             seeded=seeded,
             ranges=unpack_ranges(header.ranges, owner),
+            tokenizer=check_digest(header.tokenizer, owner),
             nonce=new_id(),
         )
 
@@ -353,6 +362,7 @@ class _Service(services.ComputePartyServicer):  # type: ignore[misc]
                 owner=m.owner,
                 parties=m.parties,
                 ranges=pack_ranges(m.ranges),
+                tokenizer=m.tokenizer,
                 prefixes=[held_prefix(prefix) for prefix in party.prefixes.of_model(m.model) if prefix.storing == m.nonce],
             )
             for m in party.permissions.visible(name, party.store.models())

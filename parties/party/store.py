@@ -45,8 +45,8 @@ from protocols.ranges import checked_ranges
 
 class StoredModel(BaseModel):
     """The public facts of a stored model. index: whose share it is; seeded: the share is expanded from a seed; ranges: the
-    owner's bounds by suite, None where the model was never calibrated; nonce: 128 random bits of this party, new at every
-    storing."""
+    owner's bounds by suite, None where the model was never calibrated; tokenizer: the digest of the owner's, empty without
+    one; nonce: 128 random bits of this party, new at every storing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -59,6 +59,7 @@ class StoredModel(BaseModel):
     fraction_bits: int
     seeded: bool
     ranges: dict[str, dict[str, int | str]] | None = None
+    tokenizer: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     nonce: Identifier
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

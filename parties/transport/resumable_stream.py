@@ -182,8 +182,10 @@ class ResumableStream(PeerStream):
         self.wake()
 
     # ---- a lost connection -------------------------------------------------------------------------------------------
-    def _ends_well(self, error: Exception | None) -> bool:
-        return False  # without the peer's last message the call was cut off
+    def _ends_well(self, error: Exception | None = None) -> bool:
+        """Whether this side has ended the call; else, without the peer's last message, it was cut off. The accepting side
+        does once all that it sent has arrived, and needs nothing more: it closes a stream when its session is over."""
+        return self.route is None and self.sending is Sending.SETTLED
 
     def may_return(self) -> bool:
         """Whether the stream outlives the loss of its connection."""
@@ -268,9 +270,8 @@ class ResumableStream(PeerStream):
         """Fail: the lost connection has not come back in time."""
         if (loss := self.loss) is None:
             return
-        error = loss.error
+        error, reason = loss.error, f": {loss.reason}" if loss.reason else ""
         if isinstance(error, PeerLost):
-            reason = f": {loss.reason}" if loss.reason else ""
             error = PeerLost(self.peer, error.step, f"{error.reason} and did not come back within {self.window:g} s{reason}")
         self.fail(error)
 
@@ -294,7 +295,7 @@ class ResumableStream(PeerStream):
             self.outbox.put(None)
 
     def _needs_call(self) -> bool:
-        return True
+        return not self._ends_well()
 
     def finish_call(self, seconds: float) -> None:
         """Give the call so many seconds to end, then cancel it; close the channels that were made to connect again."""
@@ -350,8 +351,7 @@ def dial_again(stream: ResumableStream, route: Route) -> None:
             stream.fail(public(error, stream.session.role))
             return
         if found is not None:
-            name, id = stream.session.role, stream.session.id
-            event("connection_resumed", name, session=id, peer=stream.peer, call=found[1])
+            event("connection_resumed", stream.session.role, session=stream.session.id, peer=stream.peer, call=found[1])
             stream.read(*found)
             return
         if pause >= LONGEST_PAUSE / 2 and (loss := stream.loss) is not None:

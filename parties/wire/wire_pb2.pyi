@@ -93,7 +93,7 @@ class HeldPrefix(_message.Message):
     def __init__(self, prefix: _Optional[str] = ..., name: _Optional[str] = ..., tokens: _Optional[int] = ..., suite: _Optional[str] = ..., fraction_bits: _Optional[int] = ..., options: _Optional[str] = ..., session: _Optional[str] = ..., text: _Optional[bytes] = ...) -> None: ...
 
 class HeldModel(_message.Message):
-    __slots__ = ("model", "name", "architecture", "owner", "parties", "ranges", "prefixes")
+    __slots__ = ("model", "name", "architecture", "owner", "parties", "ranges", "prefixes", "tokenizer")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +101,7 @@ class HeldModel(_message.Message):
     PARTIES_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
     PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     model: str
     name: str
     architecture: str
@@ -108,7 +109,8 @@ class HeldModel(_message.Message):
     parties: _containers.RepeatedScalarFieldContainer[str]
     ranges: str
     prefixes: _containers.RepeatedCompositeFieldContainer[HeldPrefix]
-    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., owner: _Optional[str] = ..., parties: _Optional[_Iterable[str]] = ..., ranges: _Optional[str] = ..., prefixes: _Optional[_Iterable[_Union[HeldPrefix, _Mapping]]] = ...) -> None: ...
+    tokenizer: str
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., owner: _Optional[str] = ..., parties: _Optional[_Iterable[str]] = ..., ranges: _Optional[str] = ..., prefixes: _Optional[_Iterable[_Union[HeldPrefix, _Mapping]]] = ..., tokenizer: _Optional[str] = ...) -> None: ...
 
 class Description(_message.Message):
     __slots__ = ("name", "role", "version", "protocol", "models", "settings", "missing")
@@ -447,7 +449,7 @@ class TapeMessage(_message.Message):
     def __init__(self, start: _Optional[_Union[TapeStart, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ...) -> None: ...
 
 class ModelHeader(_message.Message):
-    __slots__ = ("model", "name", "architecture", "parties", "fraction_bits", "seed", "version", "ranges")
+    __slots__ = ("model", "name", "architecture", "parties", "fraction_bits", "seed", "version", "ranges", "tokenizer")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -456,6 +458,7 @@ class ModelHeader(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     model: str
     name: str
     architecture: str
@@ -464,7 +467,8 @@ class ModelHeader(_message.Message):
     seed: bytes
     version: str
     ranges: str
-    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., parties: _Optional[_Iterable[str]] = ..., fraction_bits: _Optional[int] = ..., seed: _Optional[bytes] = ..., version: _Optional[str] = ..., ranges: _Optional[str] = ...) -> None: ...
+    tokenizer: str
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., parties: _Optional[_Iterable[str]] = ..., fraction_bits: _Optional[int] = ..., seed: _Optional[bytes] = ..., version: _Optional[str] = ..., ranges: _Optional[str] = ..., tokenizer: _Optional[str] = ...) -> None: ...
 
 class WeightHeader(_message.Message):
     __slots__ = ("name", "shape", "size")

@@ -102,9 +102,26 @@ def test_another_models_tokenizer_is_refused(
     values = json.loads((text_model / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**values, "n_layer": 2}))
     (other / "tokenizer.json").write_bytes((text_model / "tokenizer.json").read_bytes())
-    found = command("generate", "--config", running.folder / "client.yaml", "--model", other, "--prompt", PROMPT)
+    config = running.folder / "client.yaml"
+    found = command("generate", "--config", config, "--model", other, "--prompt", PROMPT)
     assert found.code == 2
     assert "describes another architecture than the shared model 'tiny'" in found.err
+
+    (other / "config.json").write_text(json.dumps(values))
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words["a"], words["e"] = words["e"], words["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    owner = running.folder / "model-owner.yaml"
+    for refused in (
+        command("generate", "--config", config, "--model", other, "--prompt", PROMPT),
+        command("client", "--config", config, "--tokenizer", other),
+        command("serve", "--config", config, "--tokenizer", other, "--model", f"tiny={other}"),
+        command("prefix", "add", "--config", owner, "--model", "tiny", "--tokenizer", other, "--name", "p", "--text", "a b"),
+    ):
+        assert refused.code == 2, refused.err
+        assert "gives other ids than the" in refused.err
+        assert "'tiny' was shared with" in " ".join(refused.err.split())
 
 
 def test_a_model_that_is_shared_twice(command: Command, running: LocalDeployment, text_model: Path) -> None:

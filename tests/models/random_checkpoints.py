@@ -241,12 +241,14 @@ VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 
 
-def build(name: str, seed: int = 0, sizes: int = 0) -> Any:
+def build(name: str, seed: int = 0, sizes: int = 0, layers: int = 0) -> Any:
     """A model in evaluation mode whose every parameter, gains and offsets included, is far from its neutral value.
-    sizes: above 0, the seed of sizes of its own (`random_sizes`)."""
+    sizes: above 0, the seed of sizes of its own (`random_sizes`). layers: above 0, so many."""
     torch.manual_seed(seed)
     model_class, config_class, values = VARIANTS[name]
     values = drawn(values, sizes) if sizes else values
+    if layers:
+        values = values | {("num_hidden_layers" if "num_hidden_layers" in values else "n_layer"): layers}
     config = config_class(**values, bos_token_id=1, eos_token_id=None, attn_implementation="eager")
     model = model_class(config).eval()
     with torch.no_grad():
@@ -257,9 +259,9 @@ def build(name: str, seed: int = 0, sizes: int = 0) -> Any:
     return model
 
 
-def save(name: str, directory: Path, seed: int = 0, sizes: int = 0, **options: Any) -> Any:
+def save(name: str, directory: Path, seed: int = 0, sizes: int = 0, layers: int = 0, **options: Any) -> Any:
     """Build and save; returns the model."""
-    model = build(name, seed, sizes)
+    model = build(name, seed, sizes, layers)
     model.save_pretrained(directory, **options)
     return model
 

@@ -12,6 +12,7 @@ from launch.measure.generation import generate_on_shares
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, PlainModel, generate_plain
 from protocols.registry import SuiteSpec
+from tests.models import random_checkpoints as checkpoints
 
 RECALL = Path(__file__).parents[2] / "models" / "recall"
 PROMPT = [168, 99, 55, 26, 126, 9, 101, 112, 157, 197]
@@ -21,11 +22,12 @@ def plan(policy: str = "full", tokens: int = 2) -> GenerationPlan:
     return GenerationPlan(len(PROMPT), tokens, policy=policy)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_a_generation_on_shares(device: str, name: str) -> None:
-    checkpoint = load_checkpoint(RECALL / name)
-    found = generate_on_shares(checkpoint, PROMPT, plan(), InProcessSuite(SuiteSpec("masked"), 2, device))
-    assert found.checked() == generate_plain(checkpoint, PROMPT, plan(), torch.float64)
+@pytest.mark.parametrize("name", ["gpt2", "llama-grouped"])
+def test_a_generation_on_shares(device: str, name: str, tmp_path: Path) -> None:
+    ids = checkpoints.prompt(checkpoints.save(name, tmp_path, layers=1), len(PROMPT))
+    checkpoint = load_checkpoint(tmp_path)
+    found = generate_on_shares(checkpoint, ids, plan(), InProcessSuite(SuiteSpec("masked"), 2, device))
+    assert found.checked() == generate_plain(checkpoint, ids, plan(), torch.float64)
 
 
 @pytest.mark.parametrize("places", ["party 0", "party 1"])

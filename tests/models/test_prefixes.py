@@ -130,8 +130,8 @@ def plain_behind(model: PlainModel, prompt: list[int], plan: GenerationPlan) -> 
     return model.generate(prompt[plan.behind :], plan)
 
 
-def model_of(name: str, folder: Path) -> Checkpoint:
-    checkpoints.save(name, folder)
+def model_of(name: str, folder: Path, layers: int = 0) -> Checkpoint:
+    checkpoints.save(name, folder, layers=layers)
     return load_checkpoint(folder)
 
 
@@ -163,6 +163,7 @@ def test_policies_behind_a_prefix_do_as_with_the_whole_prompt(policy: str, tmp_p
     assert plain_behind(model, PROMPT, replace(PLAN, policy=policy)) == wanted
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(
     ("name", "suite", "parties", "policy"),
     [
@@ -176,7 +177,7 @@ def test_policies_behind_a_prefix_do_as_with_the_whole_prompt(policy: str, tmp_p
 def test_sessions_on_shares_begin_behind_rows_that_are_loaded_once(
     name: str, suite: str, parties: int, policy: str, tmp_path: Path
 ) -> None:
-    checkpoint = model_of(name, tmp_path)
+    checkpoint = model_of(name, tmp_path, layers=1)
     model = PlainModel(checkpoint, torch.float64)
     roles = Roles(SuiteSpec(suite), checkpoint, parties)
     roles.load()

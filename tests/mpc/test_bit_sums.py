@@ -27,6 +27,7 @@ def expected(words: Tensor, digits: Tensor, tables: Tensor) -> Tensor:
     return torch.from_numpy(np.stack([(bits * table.numpy()[digits.numpy()]).sum(-1) for table in tables]))
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("width", [3, 5, 6, 7, 8])
 @pytest.mark.parametrize("most", [1, 127, 128, 1 << 15, (1 << 31) - 1, 1 << 32, 1 << 55])

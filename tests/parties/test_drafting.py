@@ -36,7 +36,7 @@ NEW = 9
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("checkpoint")
-    checkpoints.save("llama-grouped", made)
+    checkpoints.save("llama-grouped", made, layers=1)
     return made
 
 
@@ -163,7 +163,7 @@ def test_a_fixed_length_goes_on_behind_the_answer(pair: Deployment, plain: Plain
 
 
 @pytest.mark.parametrize(
-    "policy", ["mpcache:preset=clusters,static=1,dynamic=0.7,fine=2,sinks=1,window=4,sharing=2,apart=0,gathering=auto"]
+    "policy", ["mpcache:preset=clusters,static=1,dynamic=0.7,fine=2,sinks=1,window=4,sharing=1,apart=0,gathering=auto"]
 )
 def test_policies_that_choose(pair: Deployment, plain: PlainModel, policy: str) -> None:
     answer = wanted(plain, policy)
@@ -248,7 +248,7 @@ def test_texts() -> None:
 
 def test_a_checkpoint_that_guesses(pair: Deployment, plain: PlainModel, tmp_path: Path) -> None:
     """The model itself, as its own small model, guesses everything; another tokenizer is refused."""
-    checkpoints.save("llama-grouped", tmp_path)
+    checkpoints.save("llama-grouped", tmp_path, layers=1)
     checkpoints.byte_tokenizer(tmp_path)
     found = parse_draft(f"{tmp_path}:tokens=3")
     assert found is not None

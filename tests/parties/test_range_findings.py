@@ -47,6 +47,7 @@ def places(findings: Sequence[RangeFinding]) -> list[tuple[Any, ...]]:
     return [(f.kind, f.layer) for f in findings]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("decoding", ["greedy", "sample", "logits"])
 @pytest.mark.parametrize("which", ["two", "three"])
 def test_generation_ends_before_the_token(which: str, decoding: str, request: pytest.FixtureRequest) -> None:

@@ -144,6 +144,7 @@ def test_rows_of_length_one(suite: str, parties: int, channels: int) -> None:
     assert ((found - expected).abs() * wide.clamp(max=1.0)).max() < 2.0**-11
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(("suite", "parties"), ALL)
 @pytest.mark.parametrize("least", [None, 0.625])
 @pytest.mark.parametrize(("gone", "kept"), [(1, 1), (7, 5), (5, 40)])

@@ -27,6 +27,7 @@ def gates_of(logits: Tensor, chosen: int, renormalised: bool) -> tuple[Tensor, T
     return zero.scatter(-1, places, 1.0), zero.scatter(-1, places, values)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("chosen", [1, 2, 3, 5])
 @pytest.mark.parametrize("renormalised", [True, False])
 @pytest.mark.parametrize(("name", "parties"), SECURE)

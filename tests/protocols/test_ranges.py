@@ -22,7 +22,7 @@ from protocols.masked.suite import MaskedSuite
 from protocols.options import MaskedOptions
 from protocols.ranges import SURE
 from protocols.suite import Linear, Norm
-from tests.protocols.gate_harness import chi_square, chi_square_limit
+from tests.protocols.gate_harness import chi_square, chi_square_limit, run
 from tests.protocols.masked.harness import run_masked
 
 PARTIES = [2, 3]
@@ -77,6 +77,7 @@ def test_a_spread_beyond_its_bound_is_flagged_wherever_the_scores_lie(parties: i
                 assert (found - torch.softmax(x.double(), -1)).abs().max() < 2.0**-11
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("prefer", ["auto", "bytes"])
 @pytest.mark.parametrize("score", [5, 6, 7, 10])
 def test_a_far_score_is_flagged_on_both_sides(score: int, prefer: str) -> None:
@@ -380,8 +381,6 @@ def test_a_share_of_the_flags_is_uniform_and_a_set_flag_too(parties: int, size: 
 
 def test_no_false_flag_in_many_values_up_to_the_limit() -> None:
     """A million values of every size up to the limit: their digits' borrows never set a flag."""
-    from tests.protocols.gate_harness import run
-
     x = torch.randint(-(256 << 14) + 1, 256 << 14, (1 << 18,))
     found: list[Tensor] = []
 

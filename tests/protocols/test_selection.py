@@ -35,6 +35,7 @@ def test_top_k_equals_a_stable_sort(suite: str, parties: int, count: int, k: int
     assert torch.equal(expected.argmax(-1), order)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(("suite", "parties"), SECURE)
 @pytest.mark.parametrize(("count", "k"), [(7, 3), (300, 120), (300, 1), (300, 299)])
 def test_keep_largest_keeps_exactly_the_first_largest(suite: str, parties: int, count: int, k: int) -> None:
@@ -68,6 +69,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.softmax(q @ k.transpose(1, 2), -1) @ v
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(("suite", "parties"), SECURE)
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("more", [0, 3])
@@ -111,6 +113,7 @@ def test_attention_that_tokens_receive(suite: str, parties: int) -> None:
     assert (received - p[:, 6:].sum(1)).abs().max() < 2e-3
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(("suite", "parties"), SECURE)
 @pytest.mark.parametrize("values", [True, False])
 @pytest.mark.parametrize("heads", [(0, 1, 2, 3), (3, 0), (2,)])

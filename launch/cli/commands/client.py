@@ -69,6 +69,7 @@ def run(
     from models.generation import check_verifiable
     from models.policies import parse
     from parties.client.client import Client
+    from parties.client.model_reference import check_folder
     from parties.client.request import GenerationRequest
     from parties.client.sampling_params import SamplingParams
     from protocols.registry import SuiteSpec
@@ -78,11 +79,13 @@ def run(
     if tokenizer is None:
         _list_models(client)
         return
-    words = load_tokenizer(tokenizer, read_architecture(tokenizer))
+    architecture = read_architecture(tokenizer)
+    words = load_tokenizer(tokenizer, architecture)
     chosen = chosen_decoding(decoding, temperature)
     params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
     spec = SuiteSpec(suite, options=suite_options(suite_option))
     reference = client.find_model(name)
+    check_folder(tokenizer, architecture, words, reference)
     request = GenerationRequest((), params, spec, policy, reference, chosen_draft(draft))
     if request.draft is not None:
         check_verifiable(chosen, parse(policy), request.draft.plan)

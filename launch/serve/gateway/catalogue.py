@@ -17,7 +17,7 @@ from models.tokenizer.chat_template import ChatTemplate
 from models.tokenizer.text import TextTokenizer
 from mpc.errors import CheckpointError, ConfigurationError, MpcacheError
 from parties.client.client import Client
-from parties.client.model_reference import ModelReference, check_architecture
+from parties.client.model_reference import ModelReference, check_folder
 
 REFRESH_SECONDS = 10.0
 FAILURE_SECONDS = 2.0
@@ -43,6 +43,10 @@ class Words:
         except CheckpointError as error:
             return cls(folder, architecture, tokenizer, None, str(error))
 
+    def fits(self, reference: ModelReference) -> bool:
+        """Whether architecture and tokenizer are those of a shared model."""
+        return reference.description == self.architecture and reference.reads_as(self.tokenizer)
+
     @cached_property
     def formats(self) -> FormatReader:
         """Return what reads formats that answers are held to."""
@@ -66,7 +70,7 @@ class Served:
 class Catalogue:
     """Looks models up at the parties: at the start, and again when a request names one that is not known here.
 
-    wanted: model name -> tokenizer; empty: every model whose architecture is that of `default`.
+    wanted: model name -> tokenizer; empty: every model whose architecture and tokenizer are those of `default`.
     """
 
     def __init__(self, client: Client, default: Words, wanted: dict[str, Words]) -> None:
@@ -95,8 +99,8 @@ class Catalogue:
             for reference in held:
                 words = self._wanted.get(reference.name) or self._wanted.get(reference.id)
                 if words is not None:
-                    check_architecture(words.folder, words.architecture, reference)
-                elif not self._wanted and reference.description == self._default.architecture:
+                    check_folder(words.folder, words.architecture, words.tokenizer, reference)
+                elif not self._wanted and self._default.fits(reference):
                     words = self._default
                 if words is not None:
                     before = self._served.get(reference.id)
@@ -128,5 +132,5 @@ class Catalogue:
             return served
         found = [s for s in self._served.values() if name in (s.name, s.reference.id)]
         offered = ", ".join(sorted(s.reference.id if len(found) > 1 else s.name for s in found or self.all())) or "none"
-        what = "several models have this name, say which by its id" if found else "no such model is served here"
+        what = "several models have this name, say which by its id" if found else "no such model is served here; served"
         raise invalid(f"{what}: {offered}", "model", "model_not_found", 404)

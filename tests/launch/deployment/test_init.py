@@ -23,6 +23,7 @@ from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain
 from parties.config.role_config import RoleConfig, load_config
 from parties.identity.certificates import check
+from tests import forked
 from tests.launch.conftest import Command
 from tests.parties.deployment import free_ports
 
@@ -150,12 +151,12 @@ def test_nothing_is_overwritten(command: Command, folder: Path) -> None:
 
 # ---- from nothing to an answer -----------------------------------------------------------------------------------------
 class Role:
-    """`mpcache party` or `mpcache dealer` as a user starts it."""
+    """`mpcache party` or `mpcache dealer` as a user starts it, but for the seconds of its imports (`tests.forked`)."""
 
     def __init__(self, folder: Path, name: str) -> None:
         command = [sys.executable, "-P", "-m", "launch.cli.main", ROLES[name], "--config", f"{name}.yaml"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(command, cwd=folder / name, stderr=subprocess.PIPE, text=True, env=environment)
+        self.process = forked.started(command, cwd=folder / name, stderr=subprocess.PIPE, text=True, env=environment)
         self.log = ""
         threading.Thread(target=self._read, daemon=True).start()
 

@@ -104,6 +104,7 @@ def traced(
     return result, done.out, rows
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("masked", 2), ("masked", 3), ("crypten", 2)])
 @pytest.mark.parametrize("step", [("--cached", 9), ("--prefill", "--prompt", 9)], ids=["token", "prompt"])
 def test_a_step(

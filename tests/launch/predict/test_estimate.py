@@ -314,16 +314,16 @@ def test_a_token_of_gpt2(prefer: str, layer: int, choice: int, dealt: float) -> 
     assert found.further.total("offline_bytes") <= dealt
 
 
-@pytest.mark.parametrize(("prefer", "rounds", "dealt"), [("auto", 247, 21.8e6), ("rounds", 232, 43.6e6)])
+@pytest.mark.parametrize(("prefer", "rounds", "dealt"), [("auto", 247, 21.5e6), ("rounds", 232, 41.5e6)])
 def test_a_token_of_gpt2_that_chooses(prefer: str, rounds: int, dealt: float) -> None:
-    """Mean of 63 tokens behind 960 others with clusters: seven layers choose, five take a choice."""
+    """Mean of 16 tokens behind 960 others with clusters: seven layers choose, five take a choice."""
     found = estimate(
-        SHAPES["gpt2"], Setting("masked", policy="mpcache:preset=clusters", options={"prefer": prefer}), 960, 64
+        SHAPES["gpt2"], Setting("masked", policy="mpcache:preset=clusters", options={"prefer": prefer}), 960, 17
     )
-    each = {name: found.further.total(name) / 63 for name in ("rounds", "offline_bytes", "bytes_sent")}
+    each = {name: found.further.total(name) / 16 for name in ("rounds", "offline_bytes", "bytes_sent")}
     assert each["rounds"] <= rounds
     assert each["offline_bytes"] <= dealt
-    assert each["bytes_sent"] / 12 < 0.35e6
+    assert each["bytes_sent"] / 12 < 0.24e6
 
 
 def test_prompts_of_gpt2() -> None:

@@ -31,14 +31,14 @@ def test_it_is_the_difference_of_two_prompts(suite: str, architecture: Architect
 @pytest.mark.parametrize("suite", ["masked", "crypten"])
 def test_a_prompt_in_batches_is_compared_as_a_whole(suite: str) -> None:
     """More rounds; what is dropped saves within the prompt, too."""
-    architecture, text = tiny(heads=4, groups=4, layers=3, positions=1024), f"batches:tokens=32,ahead=4|{POLICY}"
+    architecture, text = tiny(heads=4, groups=4, layers=3, positions=256), f"batches:tokens=32,ahead=4|{POLICY}"
     with_policy, full = (
-        trace_step(architecture, Setting(suite, 2, policy), 0, 512, agreed=False).ledger.total(STEP)
+        trace_step(architecture, Setting(suite, 2, policy), 0, 128, agreed=False).ledger.total(STEP)
         for policy in (text, "full")
     )
-    found = after_prompt(architecture, Setting(suite, 2, text), 512)
+    found = after_prompt(architecture, Setting(suite, 2, text), 128)
     assert found.rounds == with_policy.rounds - full.rounds >= 0
     assert found.bytes_sent == with_policy.bytes_sent - full.bytes_sent
     assert found.offline_bytes == with_policy.offline_bytes - full.offline_bytes
     setting = Setting(suite, 2, text)
-    assert found == after_prompt(architecture, setting, 512, full_costs(architecture, setting, 512))
+    assert found == after_prompt(architecture, setting, 128, full_costs(architecture, setting, 128))

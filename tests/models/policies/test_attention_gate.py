@@ -83,11 +83,12 @@ def test_each_head_keeps_what_its_gate_opens_for(suite: str, parties: int) -> No
         assert (value - wanted).abs().max() < 2.0**-12
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
 def test_a_generation_on_shares(suite: str, parties: int, tmp_path: Path) -> None:
     """Of a model with rotary positions and grouped queries, also within the prompt; costs are those predicted."""
     text = f"batches:tokens=20|{TEXT}"
-    checkpoints.save("llama-grouped", tmp_path)
+    checkpoints.save("llama-grouped", tmp_path, layers=1)
     save_random(tmp_path, text, scale=0.1)
     checkpoint = load_checkpoint(tmp_path)
     ids = torch.randint(0, 97, (40,), generator=torch.Generator().manual_seed(3)).tolist()

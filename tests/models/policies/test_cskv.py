@@ -9,22 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from launch.local.in_process import InProcessSuite
-from launch.local.shares import KeptShares, WeightShares, additive_shares
 from models.architecture import Architecture
 from models.cache import KVCache
 from models.checkpoint import load_checkpoint
-from models.costs.estimation import estimate
-from models.costs.tracing import Setting
-from models.decoder import Decoder
-from models.generation import GenerationPlan, PlainModel, generate, generate_plain
+from models.generation import GenerationPlan, PlainModel, generate_plain
 from models.learned import with_learned
-from models.loaded import load_weights
 from models.policies import parse
 from models.policy_file import write
 from models.rotary import cosines_and_sines
 from mpc.errors import ConfigurationError
-from protocols.registry import SuiteSpec
 from protocols.suite import Suite, Value
 from tests.models import random_checkpoints as checkpoints
 from tests.models.policies.learned_weights import save_random
@@ -116,6 +109,7 @@ def test_rows_that_left_the_window_are_of_low_rank() -> None:
             assert (one - other).abs().max() < 1e-9, number
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("crypten", 3), ("masked", 2), ("masked", 3)])
 @pytest.mark.parametrize(("learned_positions", "turning", "low_keys"), WAYS)
 def test_every_suite_holds_the_same(suite: str, parties: int, learned_positions: bool, turning: str, low_keys: bool) -> None:
@@ -149,34 +143,6 @@ def test_full_rank_is_the_full_cache(family: str, turning: str, tmp_path: Path) 
     for one in (text, f"chunked:tokens=6|{text}", "cskv:rank=1|full"):
         plan = GenerationPlan(len(ids), 6, policy=one)
         assert PlainModel(checkpoint, torch.float64, policy=parse(one)).generate(ids, plan) == expected
-
-
-@pytest.mark.parametrize(("suite", "parties"), [("masked", 2), ("masked", 3), ("crypten", 2)])
-@pytest.mark.parametrize(("family", "turning"), CHECKPOINTS)
-def test_every_prompt_costs_what_is_predicted(family: str, turning: str, suite: str, parties: int, tmp_path: Path) -> None:
-    """Of two prompts of one length, to the byte."""
-    checkpoints.save(family, tmp_path)
-    text = f"cskv:rank=0.25,window=4,turning={turning}|full"
-    save_random(tmp_path, text)
-    checkpoint = load_checkpoint(tmp_path)
-    found = []
-    for seed in range(2):
-        ids = torch.randint(0, 97, (11,), generator=torch.Generator().manual_seed(seed))
-        weights, prompt = WeightShares(checkpoint, parties), additive_shares(ids, parties)
-
-        def program(s: Suite, party: int | None, prompt: Any = prompt, weights: WeightShares = weights) -> dict[Any, Any]:
-            loaded = s.run(load_weights(s, checkpoint.architecture, lambda name: weights.share(s, name, party)))
-            s.ledger.costs.clear()
-            decoder = Decoder(s, checkpoint.architecture, loaded, parse(text))
-            plan = GenerationPlan(11, 4, policy=text)
-            s.run(generate(s, decoder, plan, None if party is None else prompt[party], KeptShares()))
-            return {key: (c.rounds, c.bytes_sent, c.offline_bytes) for key, c in s.ledger.costs.items()}
-
-        found.append(InProcessSuite(SuiteSpec(suite), parties).run(program)[-1])
-    assert found[0] == found[1]
-    predicted = estimate(checkpoint.architecture, Setting(suite, parties, text), 11, 4).total
-    for n, name in enumerate(("rounds", "bytes_sent", "offline_bytes")):
-        assert sum(cost[n] for cost in found[0].values()) == predicted.total(name)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ def test_the_tokens_that_stay_are_what_probes_look_at() -> None:
         assert np.array_equal(drawn.kept(run_plain), drawn.expected()), (number, drawn.text)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("crypten", 3), ("masked", 2), ("masked", 3)])
 def test_the_same_tokens_stay_on_shares(suite: str, parties: int) -> None:
     for number in (5, 12, 26, 41):
@@ -123,6 +124,7 @@ CUT = [(6, 0), (10, PROBES), (10, PROBES), (10, PROBES)]
 KEPT = {6: 6, 16: 10, 26: 13, 36: 18}  # half of the tokens so far, at least a batch of 10
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("family", ["gpt2", "llama-grouped"])
 @pytest.mark.parametrize("reduce", ["sum", "max"])
 @pytest.mark.parametrize(("around", "batches"), [("", WHOLE), ("batches:tokens=10|", CUT), ("chunked:tokens=13|", WHOLE)])
@@ -148,9 +150,9 @@ def test_what_stays_and_the_logits_by_hand(
     assert np.abs(tensor_of(logits)[0].numpy() - wanted).max() < 1e-5
 
 
-def saved(family: str, folder: Path, seed: int) -> tuple[Checkpoint, list[int]]:
+def saved(family: str, folder: Path, seed: int, layers: int = 0) -> tuple[Checkpoint, list[int]]:
     """A checkpoint, and a prompt of 36 tokens behind its probes."""
-    checkpoints.save(family, folder)
+    checkpoints.save(family, folder, layers=layers)
     ids = torch.randint(0, 97, (36 + PROBES,), generator=torch.Generator().manual_seed(seed)).tolist()
     return load_checkpoint(folder), ids
 
@@ -184,13 +186,14 @@ def test_batches_on_shares(text: str, suite: str, parties: int) -> None:
         assert (value - expected).abs().max() < 2.0**-12
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
 @pytest.mark.parametrize(
     ("family", "text"), [("llama-grouped", f"batches:tokens=15|{HALF},reduce=max"), ("gpt2", f"layers:weights=2 1|{HALF}")]
 )
 def test_a_generation_on_shares(family: str, text: str, suite: str, parties: int, tmp_path: Path) -> None:
-    checkpoint, ids = saved(family, tmp_path, 3)
-    plan = GenerationPlan(len(ids), 4, policy=text)
+    checkpoint, ids = saved(family, tmp_path, 3, 2 if "layers:" in text else 1)
+    plan = GenerationPlan(len(ids), 3, policy=text)
     measured = generate_on_shares(checkpoint, ids, plan, InProcessSuite(SuiteSpec(suite), parties)).checked()
     assert measured == generate_plain(checkpoint, ids, plan, dtype=torch.float64)
 

@@ -11,16 +11,13 @@ import pytest
 import torch
 
 from launch.local.in_process import InProcessSuite
-from launch.local.shares import KeptShares, WeightShares, additive_shares
 from launch.measure.generation import generate_on_shares
 from models.cache import Batch, KVCache
 from models.checkpoint import load_checkpoint, read_architecture
 from models.costs.estimation import estimate
 from models.costs.tracing import Setting
-from models.decoder import Decoder
-from models.generation import GenerationPlan, PlainModel, generate, generate_plain
+from models.generation import GenerationPlan, PlainModel, generate_plain
 from models.learned import check_learned, with_learned
-from models.loaded import load_weights
 from models.observation import Observation, Seen
 from models.policies import parse
 from models.policy_file import write
@@ -29,7 +26,6 @@ from models.shapes import SHAPES, with_layers, with_positions
 from mpc.errors import CheckpointError, ConfigurationError
 from protocols.plain.suite import tensor_of
 from protocols.registry import SuiteSpec
-from protocols.suite import Suite
 from tests.models import random_checkpoints as checkpoints
 from tests.models.policies.learned_weights import save_random
 from tests.models.policies.policy_cases import grid, tiny
@@ -59,6 +55,7 @@ def by_hand(features: np.ndarray, first: np.ndarray, second: np.ndarray, ends: l
     return kept
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("suite", "parties"), [("plain", 1), ("crypten", 2), ("masked", 2), ("masked", 3)])
 def test_each_head_keeps_what_its_scores_say(suite: str, parties: int, seed: int) -> None:
@@ -98,8 +95,8 @@ def test_each_head_keeps_what_its_scores_say(suite: str, parties: int, seed: int
 LONG = "batches:tokens=30|locret:budget=0.4,width=8,stabilisers=6"
 
 
-def learned_checkpoint(family: str, folder: Path, text: str = LONG) -> Any:
-    checkpoints.save(family, folder)
+def learned_checkpoint(family: str, folder: Path, text: str = LONG, layers: int = 0) -> Any:
+    checkpoints.save(family, folder, layers=layers)
     save_random(folder, text)
     return load_checkpoint(folder)
 
@@ -151,42 +148,17 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
 @pytest.mark.parametrize("family", ["gpt2", "llama-grouped"])
 def test_a_generation_on_shares(family: str, suite: str, parties: int, tmp_path: Path) -> None:
     """The weights are the owner's, shared like all others."""
-    checkpoint = learned_checkpoint(family, tmp_path)
+    checkpoint = learned_checkpoint(family, tmp_path, layers=1)
     ids = torch.randint(0, 97, (50,), generator=torch.Generator().manual_seed(2)).tolist()
     plan = GenerationPlan(50, 3, policy=LONG)
     roles = InProcessSuite(SuiteSpec(suite), parties)
     measured = generate_on_shares(checkpoint, ids, plan, roles).checked()
     assert measured == generate_plain(checkpoint, ids, plan, dtype=torch.float64)
-
-
-@pytest.mark.parametrize(("suite", "parties"), [("masked", 2), ("masked", 3), ("crypten", 2)])
-def test_costs_are_those_predicted_whatever_the_prompt(suite: str, parties: int, tmp_path: Path) -> None:
-    """Two prompts of one length take the same rounds, bytes and dealt bytes, which the estimate knows."""
-    checkpoint = learned_checkpoint("gpt2", tmp_path)
-    a = checkpoint.architecture
-    weights = [WeightShares(checkpoint, parties) for _ in range(2)]
-    found = []
-    for run in range(2):
-        ids = torch.randint(0, 97, (50,), generator=torch.Generator().manual_seed(run))
-        prompt, shares = additive_shares(ids, parties), weights[run]
-
-        def program(s: Suite, party: int | None, prompt: Any = prompt, shares: WeightShares = shares) -> dict[Any, Any]:
-            loaded = s.run(load_weights(s, a, lambda name: shares.share(s, name, party)))
-            s.ledger.costs.clear()
-            decoder = Decoder(s, a, loaded, parse(LONG))
-            given = None if party is None else prompt[party]
-            s.run(generate(s, decoder, GenerationPlan(50, 2, policy=LONG), given, KeptShares()))
-            return {key: (c.rounds, c.bytes_sent, c.offline_bytes) for key, c in s.ledger.costs.items()}
-
-        found.append(InProcessSuite(SuiteSpec(suite), parties).run(program)[-1])
-    assert found[0] == found[1]
-    predicted = estimate(a, Setting(suite, parties, LONG), 50, 2).total
-    for n, name in enumerate(("rounds", "bytes_sent", "offline_bytes")):
-        assert sum(cost[n] for cost in found[0].values()) == predicted.total(name)
 
 
 def test_a_long_prompt_deals_two_fifths() -> None:

@@ -172,6 +172,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), SECURE)
 @pytest.mark.parametrize("text", [text for texts in TEXTS.values() for text in texts])
 def test_shares_merge_as_plaintext_does(text: str, suite: str, parties: int) -> None:

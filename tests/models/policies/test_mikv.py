@@ -131,6 +131,7 @@ def test_rows_are_demoted_while_decoding() -> None:
     assert done > 60
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), SECURE)
 def test_the_same_rows_on_shares(suite: str, parties: int) -> None:
     """Rows on the grid are held exactly, others as a neighbour of theirs, by chance: then the prompt alone, since later

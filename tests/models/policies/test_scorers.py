@@ -122,6 +122,7 @@ def test_the_tokens_that_stay_are_the_formulas(name: str) -> None:
         assert np.array_equal(found[:, -window:], np.arange(tokens - window, tokens)[None].repeat(2, 0))
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("crypten", 3), ("masked", 2), ("masked", 3)])
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_tokens_stay_on_shares(name: str, suite: str, parties: int) -> None:
@@ -268,6 +269,7 @@ def test_ages_and_gaps_are_those_of_one_query_after_the_other(suite: str, partie
             assert np.array_equal(value[0].numpy(), wanted), (suite, n)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
 def test_lazy_eviction_on_shares(suite: str, parties: int) -> None:
     """Where scores, and attention and its threshold, are further apart than their errors."""

@@ -76,6 +76,7 @@ def test_the_channels_are_those_of_the_definition(seed: int) -> None:
         torch.testing.assert_close(out, p @ case.v[:, :rows])
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("crypten", 3), ("masked", 2), ("masked", 3)])
 @pytest.mark.parametrize("inner", ["full", "snapkv:budget=0.6,window=4,kernel=3"])
 def test_every_suite_holds_the_same_channels(suite: str, parties: int, inner: str) -> None:

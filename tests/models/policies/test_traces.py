@@ -10,7 +10,7 @@ import torch
 
 from launch.local.in_process import InProcessSuite
 from launch.local.shares import KeptShares, WeightShares, additive_shares
-from models.checkpoint import Checkpoint, load_checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint, read_architecture
 from models.costs.estimation import estimate
 from models.costs.tracing import Setting
 from models.decoder import Decoder
@@ -22,7 +22,8 @@ from protocols.suite import Suite
 from tests.models import random_checkpoints as checkpoints
 from tests.models.policies.learned_weights import save_random
 
-TOKENS, NEW = 40, 4
+TOKENS, NEW = 40, 3
+ACROSS_LAYERS = ("layers:", "cake:")  # what shares budgets out among layers; of all others one layer is run
 TEXTS = [
     "cake:budget=0.5,window=8",
     "compresskv:budget=0.5,window=6,heads=0.1 1.3",
@@ -33,7 +34,7 @@ TEXTS = [
     "lag:every=2|layers:weights=1 2|h2o:budget=0.4",
     "elastic:budget=0.4",
     "d2o:budget=0.5,every=2,candidates=6",
-    "kvmerger:budget=0.5",
+    "kvmerger:budget=0.5,weights=gaussian",
     "ems:budget=0.5,window=8,every=2",
     "epicache:budget=0.5,probe_tokens=6,last=4",
     "batches:tokens=14|epicache:budget=0.5,probe_tokens=6,last=4,reduce=max",
@@ -42,6 +43,11 @@ TEXTS = [
     "merge:how=nearest|snapkv:budget=0.5,window=6",
     "lag:every=2|merge:how=similar|tova:budget=0.5",
     "attention-gate:budget=0.5,heads=1,channels=4",
+    "batches:tokens=18,ahead=8|snapkv:budget=0.4,window=8",
+    "chunked:tokens=18|full",
+    "batches:tokens=16|locret:budget=0.4,width=8,stabilisers=6",
+    "cskv:rank=0.25,window=4,turning=low|full",
+    "cskv:rank=0.25,window=4,turning=whole|full",  # of learned positions
 ]
 SECURE = [("masked", 2), ("masked", 3), ("crypten", 2)]
 
@@ -61,13 +67,15 @@ def spent(checkpoint: Checkpoint, text: str, suite: str, parties: int, ids: list
     return InProcessSuite(SuiteSpec(suite), parties).run(program)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), SECURE)
 @pytest.mark.parametrize("text", TEXTS)
 def test_two_prompts_of_one_length_cost_the_same(text: str, suite: str, parties: int, tmp_path: Path) -> None:
     """One of all tokens alike, whose scores are all ties, and one by chance; grouped queries, rotary positions. With three
     parties the latter alone, against what is predicted."""
-    checkpoints.save("llama-grouped", tmp_path)
-    if "gate" in text:
+    family = "gpt2" if "turning=whole" in text else "llama-grouped"
+    checkpoints.save(family, tmp_path, layers=2 if any(part in text for part in ACROSS_LAYERS) else 1)
+    if parse(text).weight_shapes(read_architecture(tmp_path)):
         save_random(tmp_path, text)
     checkpoint = load_checkpoint(tmp_path)
     chance = torch.randint(0, 97, (TOKENS,), generator=torch.Generator().manual_seed(1)).tolist()

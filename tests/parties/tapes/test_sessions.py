@@ -57,11 +57,11 @@ def test_equal_to_plain_and_to_live(
 ) -> None:
     deployment = Deployment(tmp_path, parties, deadline_seconds=20)
     architecture, dealer = read_architecture(checkpoint), deployment.config("dealer", "dealer")
-    wanted = generate_plain(plain, REAL_PROMPT, GenerationPlan(5, 3))
+    wanted = generate_plain(plain, REAL_PROMPT, GenerationPlan(5, 2))
     assert len(wanted) > 1
 
     def ask(**options: Any) -> Any:
-        return deployment.client().ask(REAL_PROMPT, options.pop("tokens", 3), suite=suite, stop_ids=(), **options)
+        return deployment.client().ask(REAL_PROMPT, options.pop("tokens", 2), suite=suite, stop_ids=(), **options)
 
     try:
         for name in ("dealer", *deployment.names):
@@ -71,17 +71,17 @@ def test_equal_to_plain_and_to_live(
         for server in deployment.servers.values():
             server.stop()
         out = tmp_path / "out"
-        deal(DealOrder(dealer, architecture, DealSpec([5], 3, 2, SuiteSpec(suite))), out)
+        deal(DealOrder(dealer, architecture, DealSpec([5], 2, 2, SuiteSpec(suite))), out)
         start(deployment, out)
         assert live[: len(wanted)] == wanted
         first = ask()
         assert first.tokens == live
         offline = [first.costs[name]["total"]["offline_bytes"] for name in deployment.names]
         assert offline[-1] > offline[0] > 0  # corrections beside what is common to all
-        fewer = ask(tokens=2)  # the masked weights of the first session, a tape for up to 3
-        assert fewer.tokens == live[:2]
+        fewer = ask(tokens=1)  # the masked weights of the first session, a tape for up to 2
+        assert fewer.tokens == live[:1]
         assert all("model load" not in str(sorted(cost["stages"])) for cost in fewer.costs.values())
-        with pytest.raises(TapeError, match="has no tape for a prompt of 5 tokens and 3 new tokens"):
+        with pytest.raises(TapeError, match="has no tape for a prompt of 5 tokens and 2 new tokens"):
             ask()
         noise: list[Tensor] = []
 
@@ -93,7 +93,7 @@ def test_equal_to_plain_and_to_live(
         monkeypatch.setattr(gumbel, "gumbel", caught)
         for decoding in ("logits", "sample"):
             chosen: Any = {"decoding": decoding, "temperature": 3.0 if decoding == "sample" else None}
-            deal(DealOrder(dealer, architecture, DealSpec([5], 3, suite=SuiteSpec(suite), **chosen)), tmp_path / decoding)
+            deal(DealOrder(dealer, architecture, DealSpec([5], 2, suite=SuiteSpec(suite), **chosen)), tmp_path / decoding)
             for name in deployment.names:
                 shutil.copytree(tmp_path / decoding / name, out / name, dirs_exist_ok=True)
         result = ask(tokens=2, decoding="logits")

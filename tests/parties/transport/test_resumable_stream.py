@@ -11,6 +11,7 @@ import pytest
 import parties.transport.resumable_stream
 from mpc.errors import PeerLost, PeerSilent, WireError
 from parties.transport.opening import accepted, dialled
+from parties.transport.peer_stream import Receiving, Sending
 from parties.transport.queues import UnacknowledgedQueue
 from parties.transport.resumable_stream import Call, Connection, Loss, ResumableStream
 from parties.transport.resumption import Route, request
@@ -47,6 +48,31 @@ def test_what_is_sent_again() -> None:
     with pytest.raises(WireError, match="received message 4, but 3 were sent"):
         stream.resumed(request(stream.secret, stream.session.id, 4, 4), iter(()), lambda: None)
     assert stream.epoch == 3
+
+
+def test_a_call_that_this_side_has_ended_is_not_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """The accepting side ends the call when all that it sent has arrived, whether or not the peer's last word has."""
+    caplog.set_level("INFO")
+    stream = accepting()
+    stream.resumed(request(stream.secret, stream.session.id, 1, 0), iter(SimpleQueue().get, None), lambda: None)
+    stream.close()
+    stream.take(wire.ClientMessage(heartbeat=wire.Heartbeat(received=4)), "heartbeat", 1)
+    assert stream.sending is Sending.SETTLED
+    caplog.clear()
+    stream.call_over(1)
+    stream.read(iter(()), 1)
+    assert stream.receiving is Receiving.OVER
+    assert stream.session.error is None
+    assert "connection lost" not in caplog.text
+
+
+def test_a_call_that_ends_before_all_has_arrived_is_lost() -> None:
+    stream = accepting()
+    stream.resumed(request(stream.secret, stream.session.id, 1, 0), iter(SimpleQueue().get, None), lambda: None)
+    stream.close()
+    stream.take(wire.ClientMessage(heartbeat=wire.Heartbeat(received=3)), "heartbeat", 1)
+    stream.call_over(1)
+    assert stream.connection is Connection.LOST
 
 
 def test_a_call_that_was_taken_over_is_not_read() -> None:

@@ -79,6 +79,7 @@ def test_logits_that_lie_too_far_apart_are_flagged(spread: float, flagged: bool)
     assert bool((words[0] ^ words[1]).any()) == flagged
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("parties", [2, 3])
 @pytest.mark.parametrize("prefer", ["rounds", "bytes"])
 @pytest.mark.parametrize(("activation", "size"), [(8, 250.0), (12, 4000.0)])

@@ -161,6 +161,7 @@ def test_digits_of_wide_rings_keep_tables_small() -> None:
     assert result.costs[-1].offline_bytes < 2000 * len(x)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("parties", PARTIES)
 @pytest.mark.parametrize(("count", "k"), [(1, 1), (2, 1), (37, 36), (37, 37), (150, 40)])
 @pytest.mark.parametrize(("bits", "digit"), [(3, 4), (9, 4), (17, 8), (32, 4)])
