@@ -16,7 +16,7 @@ from launch.local.in_process import InProcessSuite
 from launch.measure.generation import generate_on_shares
 from models.cache import Batch, KVCache
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.costs.estimation import Tracer
+from models.costs.estimation import Tracer, estimate
 from models.costs.tracing import Setting
 from models.generation import GenerationPlan, PlainModel, generate_plain
 from models.policies import parse
