@@ -47,8 +47,9 @@ def without_encoder(architecture: Architecture, whose: str) -> Architecture:
 def encoder_of(architecture: AnyArchitecture, whose: str) -> EncoderArchitecture:
     """Return the description of an encoder. whose: it is, in words. Raises `ConfigurationError` for a decoder."""
     if not isinstance(architecture, EncoderArchitecture):
+        kind = "is a decoder" if architecture.encoder is None else "writes text behind its encoder"
         raise ConfigurationError(
-            f"{whose}: '{architecture.family}' is a decoder, which has neither classes nor embeddings; use "
+            f"{whose}: '{architecture.family}' {kind}, which has neither classes nor embeddings; use "
             "`mpcache generate` (`PrivateModel.generate`), or an encoder"
         )
     return architecture

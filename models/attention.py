@@ -168,7 +168,7 @@ class Attention:
             observed = Observed.of_rows((torch.arange(rows) >= rows - asked.queries).repeat(a.group), a.kv_heads)
         else:
             observed = Observed.of_heads(heads, a.group, (rows, asked.queries), asked.squares)
-        observed = observed.with_late(asked.queries, asked.late)
+        observed = replace(observed.with_late(asked.queries, asked.late), times=asked.times)
         mask = _stacked_mask(rows, a.group, entry)
         found = await self.suite.observed_attention(self._stacked(q), k, v, mask, observed)
         assert found.out is not None
@@ -237,7 +237,7 @@ async def observe(suite: Suite, a: Architecture, entry: LayerCache, q: Value, as
         of = Observed.of_single if asked.alone else Observed.of_queries
         every = of(a.kv_heads, a.group, (asked.queries, asked.queries))
     mask = _stacked_mask(asked.queries, q.shape[1] // asked.queries, entry)
-    every = replace(every, squares=asked.squares).with_late(asked.queries, asked.late)
+    every = replace(every, squares=asked.squares, times=asked.times).with_late(asked.queries, asked.late)
     found = await suite.observed_attention(q, k, None, mask, every)
     return _told(found, a, asked)
 

@@ -165,20 +165,21 @@ class KVCache(Paged):
     or of chunks, whose prompt has `places`; group: R; prompt_tokens: of a prompt that comes in several batches, else 0;
     append_only: whether a token's step only appends rows; drafted: rows of a step of drafted tokens while it is not known
     how many stay (`seen` is the number before the step), else 0. All public. weights: the session's, where policies have
-    learned of the model. looking: at batches of a prompt. dropped: choices of an expert that found no place in the prompt,
-    secret [1], None where none could be missed. prompt: what an encoder read of it."""
+    learned of the model. coming: says before a prompt what else it reads, and returns tokens that its batch begins with;
+    rows_of: puts rows into a layer as a prompt enters it. looking: at batches of a prompt. dropped: choices of an expert
+    without a place in the prompt, secret [1], None where none could be. prompt: what an encoder read of it."""
 
     def __init__(self, a: Architecture, policy: CachePolicy, weights: Mapping[str, Value] | None = None) -> None:
         every = tuple(range(a.layers))
-        self.group = a.group
-        self.prompt_tokens = 0
+        self.group, self.prompt_tokens = a.group, 0
         self.looking = Looking()
-        learned = [Learned(weights or {}, n, a.activation) for n in every]
-        states = [policy.new_state(Place(n, every)) for n in every]
-        self.layers = [LayerCache(learned[n], a.window(n), states[n], rotary=a.rotary_of(n)) for n in every]
+        found = ((Learned(weights or {}, n, a.activation), a.window(n), policy.new_state(Place(n, every))) for n in every)
+        self.layers = [LayerCache(*parts, rotary=a.rotary_of(n)) for n, parts in enumerate(found)]
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
         self.seen = self.behind = self.drafted = 0
         self.places: Places | None = None
+        self.coming: Callable[[KVCache], Awaitable[Value | None]] | None = None
+        self.rows_of: Callable[[int], Coroutine[Any, Any, None]] | None = None
         self.dropped: Value | None = None
         self.prompt = PromptRows()
         self._rows: list[Self] = []
@@ -336,7 +337,8 @@ class CachePolicy(ABC):
         asked = self.observation(batch.prompt, layer)
         if self.probes:
             return asked if batch.last else Observation()
-        return replace(asked, queries=batch.observed(asked.queries), late=batch.observed(asked.late))
+        own, late = batch.observed(asked.queries), batch.observed(asked.late)
+        return replace(asked, queries=own, late=late, times=-(-asked.queries // max(own, 1)))
 
     async def after_batch(self, suite: Suite, cache: KVCache, layer: int, batch: Batch, seen: Seen) -> None:
         """Do the work after a batch of the prompt, which is cached; may shrink the layer's cache. What only the next batch

@@ -25,7 +25,7 @@ from models.balancing import Balance
 from models.config import Config, brief, read_json
 from models.encoder_architecture import EncoderArchitecture
 from models.families.encoder_family import EncoderFamily
-from models.families.family import Family
+from models.families.family import COMPUTED, Family
 from models.families.registry import family_for
 from models.policy_file import WithLearned, described
 from models.tokenizer.text import TextTokenizer
@@ -169,16 +169,16 @@ def _finite(tensor: Tensor) -> bool:
 
 def _match(family: Family | EncoderFamily, files: TensorFiles) -> dict[str, _Stored]:
     """Return the family's tensors found in the files, each with the right dtype and shape, and nothing else in them."""
-    family.stored_as([full.removeprefix(family.prefix) for full in files.stored])
+    family.stored_as([family.known_as(full) for full in files.stored])
     wanted = family.tensors()
     found: dict[str, _Stored] = {}
     for full, stored in files.stored.items():
-        name = full.removeprefix(family.prefix)
+        name = family.known_as(full)
         if name in found:
             raise CheckpointError(f"{stored.file}: tensors '{full}' and '{found[name].name}' are the same weight; keep one")
         if name in wanted or (name == family.head and family.tied):
             found[name] = stored
-        elif not any(re.fullmatch(pattern, name) for pattern in family.buffers):
+        elif not any(re.fullmatch(pattern, name) for pattern in (COMPUTED, *family.buffers)):
             raise CheckpointError(
                 f"{stored.file}: tensor '{full}' is not part of a {family.architecture.family} model as config.json "
                 "describes it; a model that needs it is not supported"

@@ -7,7 +7,8 @@ lack is that its tokens have not seen what stands before it. So the first `again
 prompt's own batch, where every token sees all before its place; the chunks' other rows are taken as they are.
 
 Source: Agarwal et al., "Cache-Craft" (arXiv 2502.15734), whose share of tokens is given here and public; the first ones are
-taken, which attend to what stands before most (Hu et al., "EPIC", arXiv 2410.15332).
+taken, which attend to what stands before most (Hu et al., "EPIC", arXiv 2410.15332). Cache-Craft's own tokens and shares
+are right less often (`tests/tools/chunk_questions.py`).
 
 Leaks: to parties and dealer the number of chunks, their lengths and how many tokens are computed again
 (docs/security.md, "Registered prefixes").
@@ -32,6 +33,7 @@ from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
 
 MOST_CHUNKS = 64
+MOST_CANDIDATES = 1024
 BlockShares = Callable[[int, str], Tensor | None]
 """By a block's number, 0 for the prefix, then the chunks, and a name of its own rows: this party's share of them."""
 
@@ -39,7 +41,9 @@ BlockShares = Callable[[int, str], Tensor | None]
 @dataclass(frozen=True)
 class ChunkPlan:
     """What is public about the chunks of a prompt. lengths: of each, in order, in tokens; again: the first tokens of each
-    that are computed again, all of a chunk that has no more. Raises `ConfigurationError` naming the argument and its value.
+    that are computed again, all of a chunk that has no more. among: of how many candidates, all as long as these, the client
+    chooses each in secret (`models.chunk_choice`); 0: which they are is public. Raises `ConfigurationError` naming the
+    argument and its value.
 
     >>> ChunkPlan((5, 2), again=3).kept, ChunkPlan((5, 2), again=3).repaired
     ((2, 0), 5)
@@ -47,12 +51,17 @@ class ChunkPlan:
 
     lengths: tuple[int, ...]
     again: int
+    among: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.lengths) <= MOST_CHUNKS or min(self.lengths) < 1:
             raise ConfigurationError(f"chunks: 1 to {MOST_CHUNKS} of them, each of a token or more, got {self.lengths}")
         if self.again < 0:
             raise ConfigurationError(f"again must be 0 or more tokens of each chunk, got {self.again}")
+        if not 0 <= self.among <= MOST_CANDIDATES:
+            raise ConfigurationError(f"among: a chunk is one of at most {MOST_CANDIDATES} candidates, got {self.among}")
+        if self.among and len(set(self.lengths)) > 1:
+            raise ConfigurationError(f"chunks that are chosen in secret are equally long, got {self.lengths}")
 
     @property
     def firsts(self) -> tuple[int, ...]:
@@ -68,6 +77,12 @@ class ChunkPlan:
     def repaired(self) -> int:
         """Tokens of all chunks that are computed again."""
         return sum(self.firsts)
+
+    @property
+    def given(self) -> int:
+        """Numbers that a session is given of chunks beside its prompt: the tokens that are computed again; of candidates
+        those of all, and one for each slot."""
+        return self.repaired if not self.among else self.among * self.firsts[0] + len(self.lengths)
 
     @property
     def tokens(self) -> int:

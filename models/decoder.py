@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.attention import Angles, Attention, Rows
 from models.cache import Batch, CachePolicy, KVCache
+from models.chunk_choice import chosen_chunks
 from models.chunks import ChunkPlan
 from models.cross_attention import CrossAttention
 from models.experts import Mixture
@@ -27,7 +30,7 @@ from models.policies.full import FullCache
 from models.prefix_rows import begin_behind
 from models.rotary import cosines_and_sines
 from mpc.errors import ConfigurationError
-from protocols.suite import Suite, Value
+from protocols.suite import Linear, Norm, Suite, Value
 
 Probe = Callable[[str, Value], None]
 """Sees intermediate values by name: "embedding", "layer N/attention", "layer N/cross" (to what an encoder read), "layer
@@ -75,12 +78,15 @@ class Decoder:
             begin_behind(self.suite, cache, self._weights, behind)
         return cache
 
-    def begun(self, behind: int, chunks: ChunkPlan | None, prompt: int) -> KVCache:
+    def begun(self, behind: int, chunks: ChunkPlan | None, prompt: int, given: Tensor | None = None) -> KVCache:
         """Return `new_cache`, with chunks behind the prefix for a prompt of so many tokens, whose first tokens its batch
-        begins with (`models.chunks`)."""
-        cache = self.new_cache(behind if chunks is None else behind + sum(chunks.kept))
+        begins with (`models.chunks`). given: where they are chosen in secret, as `chosen_chunks` takes it."""
+        read = chunks is not None and not chunks.among
+        cache = self.new_cache(behind + sum(chunks.kept) if chunks is not None and read else behind)
         if chunks is not None:
             cache.places = chunks.places(behind, prompt)
+            if not read:
+                cache.coming = partial(chosen_chunks, self.suite, self.architecture, self._weights, plan=chunks, given=given)
         return cache
 
     async def forward(
@@ -239,11 +245,21 @@ class Decoder:
         suite, a = self.suite, self.architecture
         norm = None if a.norms == "after" else a.norm
         with suite.ledger.timed(f"layer {layer}/attention"):
-            entered = await suite.norm_linear(h, norm, self._attention.entering(layer))
+            entered = await self._entered(h, norm, self._attention.entering(layer), cache, layer)
             if a.reads(layer):
                 assert rows.bias is not None
                 return await self._attention.reading(entered, layer, rows.bias, h)
             return await self._attention.leaving(entered, cache, layer, rows, h[h.shape[0] - rows.wanted :])
+
+    async def _entered(
+        self, h: Value, norm: Norm | None, layers: Sequence[Linear], cache: KVCache, layer: int
+    ) -> list[Value]:
+        """Return a layer's first products, beside whose rounds rows come that the prompt reads."""
+        entering = self.suite.norm_linear(h, norm, layers)
+        if cache.rows_of is None:
+            return await entering
+        entered, _ = await self.suite.together(entering, cache.rows_of(layer))
+        return cast(list[Value], entered)
 
     async def _fed_forward(self, h: Value, cache: KVCache, layer: int) -> Value:
         """Return the residual stream [T, D] behind a layer's feed-forward part."""
@@ -264,7 +280,7 @@ class Decoder:
         first, second = self._attention.entering(layer), self._feed_forward.entering(layer)
         every = rows.wanted == h.shape[0]
         with suite.ledger.timed(f"layer {layer}/attention"):
-            entered = await suite.norm_linear(h, a.norm, [*first, *second] if every else first)
+            entered = await self._entered(h, a.norm, [*first, *second] if every else first, cache, layer)
         last = h[h.shape[0] - rows.wanted :]
 
         async def attention() -> Value:

@@ -30,7 +30,8 @@ class EncoderArchitecture(Description):
 
     types: token types, 1 where there is no choice (they are then in the positions). pooler: the function behind the dense
     layer of the first row, None without one. head: what the checkpoint was trained to give; labels: of how many classes or
-    labels. pad: the token that texts are padded with.
+    labels. pad: the token that texts are padded with; pad_counts: whether it takes a position where it stands within a text,
+    as any other token does. Where it does not, a text that holds it is refused: positions are public.
 
     >>> from models.shapes import ENCODER_SHAPES
     >>> ENCODER_SHAPES["bert-base"].weight_shapes()["layers.0.attention.gain"]
@@ -45,6 +46,7 @@ class EncoderArchitecture(Description):
     head: Head = "none"
     labels: Count | None = None
     pad: TokenId = 0
+    pad_counts: bool = True
 
     def _check(self) -> None:
         if (self.labels is None) != (self.head not in ("classes", "labels")):
@@ -131,6 +133,14 @@ class EncoderArchitecture(Description):
         if output not in self.outputs:
             known = "; ".join(f"{name}: {OUTPUTS[name]}" for name in self.outputs)
             raise ConfigurationError(f"output = {output!r}: this checkpoint has no such output; it has {known}")
+
+    def check_text(self, ids: Sequence[int]) -> None:
+        """Raise `ConfigurationError` for a text whose tokens this model does not count one by one."""
+        if not self.pad_counts and self.pad in ids:
+            raise ConfigurationError(
+                f"the text holds the padding token (id {self.pad}), to which a '{self.family}' model gives no position; "
+                "take it out of the text"
+            )
 
     def output_shape(self, output: Output, tokens: int) -> tuple[int, int]:
         """Return the shape of an output of a text of `tokens` tokens, padding included: [rows, columns]."""

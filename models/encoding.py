@@ -130,6 +130,7 @@ class EncoderInput:
         count, padding = len(self.ids), length - len(self.ids)
         if padding < 0:
             raise ConfigurationError(f"the text has {count} tokens, the plan has room for {length}")
+        architecture.check_text(self.ids)
         ids = token_indices([*self.ids, *([architecture.pad] * padding)], architecture.vocabulary)
         types = list(self.types) or [0] * count
         if len(types) != count or not all(0 <= kind < architecture.types for kind in types):

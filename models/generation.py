@@ -68,8 +68,8 @@ class GenerationPlan:
 
     @property
     def prompt_shape(self) -> tuple[int, ...]:
-        """Shape of what the client shares of its prompt."""
-        return (self.prompt_tokens,)
+        """Shape of what the client shares: which candidate each slot reads, where that is secret, and its prompt."""
+        return (self.prompt_tokens + (len(self.chunks.lengths) if self.chunks is not None and self.chunks.among else 0),)
 
     @property
     def computed(self) -> int:
@@ -166,8 +166,8 @@ async def generate(
 ) -> int:
     """Run the plan; returns the number of tokens produced (public).
 
-    prompt_share: this party's int64 share of the token indices [T] of the plan's `computed` tokens, chunks first; None at
-    the dealer.
+    prompt_share: this party's int64 share of the token indices of the prompt behind what the plan's chunks are given
+    (`ChunkPlan.given`); None at the dealer.
 
     Ledger stages: "prefill" (the prompt up to its logits), then "token N" for what each token takes, with a draft for what
     the step takes that begins with token N.
@@ -175,9 +175,11 @@ async def generate(
     architecture = decoder.architecture
     plan.check(architecture)
     vocabulary = architecture.vocabulary
-    prompt = suite.indices(plan.computed, prompt_share, vocabulary)
+    apart = plan.chunks.given if plan.chunks is not None and plan.chunks.among else 0
+    before, own = (None, None) if prompt_share is None else (prompt_share[:apart], prompt_share[apart:])
+    prompt = suite.indices(plan.prompt_tokens if apart else plan.computed, own, vocabulary)
     released = plan.decoding == "logits"
-    cache = decoder.begun(plan.behind, plan.chunks, plan.prompt_tokens)
+    cache = decoder.begun(plan.behind, plan.chunks, plan.prompt_tokens, before)
 
     def progress(done: int, total: int) -> None:
         endpoint.progress("prefill", done, total)

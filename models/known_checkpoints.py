@@ -77,6 +77,23 @@ def _t5(kind: str, sizes: tuple[int, int, int, int], vocabulary: int = 32128, **
     }
 
 
+def _bert(kind: str, end: str, vocabulary: int, **more: Any) -> dict[str, Any]:
+    """Return options of an encoder of BERT's base size. end: of the class that was published."""
+    return {
+        "model_type": kind,
+        "architectures": [end],
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 512,
+        "vocab_size": vocabulary,
+        **more,
+    }
+
+
+_ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1, "layer_norm_eps": 1e-5}
+
 KNOWN: dict[str, dict[str, Any]] = {
     "llama-3-8b": _sizes(
         "llama", (4096, 14336, 32, 32, 8, 8192), 128256, rope_theta=5e5, rms_norm_eps=1e-5, tie_word_embeddings=False
@@ -181,3 +198,20 @@ KNOWN: dict[str, dict[str, Any]] = {
     "mt5-small": _t5("mt5", (512, 1024, 8, 6), vocabulary=250112),
 }
 """Name -> options."""
+KNOWN_ENCODERS: dict[str, dict[str, Any]] = {
+    "bert-base-uncased": _bert("bert", "BertForMaskedLM", 30522),
+    "roberta-base": _bert("roberta", "RobertaForMaskedLM", 50265, **_ROBERTA),
+    "xlm-roberta-base": _bert("xlm-roberta", "XLMRobertaForMaskedLM", 250002, **_ROBERTA),
+    "camembert-base": _bert("camembert", "CamembertForMaskedLM", 32005, **_ROBERTA),
+    "distilbert-base-uncased": {
+        "model_type": "distilbert",
+        "architectures": ["DistilBertForMaskedLM"],
+        "dim": 768,
+        "hidden_dim": 3072,
+        "n_layers": 6,
+        "n_heads": 12,
+        "max_position_embeddings": 512,
+        "vocab_size": 30522,
+    },
+}
+"""Likewise, of encoders; as they were published, with a head for masked words."""

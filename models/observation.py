@@ -18,7 +18,8 @@ class Observation:
     itself; None: all of them, those of a key/value head added up. squares: squared probabilities too, then each head is by
     itself as well. features: of every token of the batch, its queries, keys and values before they turn. each: instead of
     sums over queries each query by itself, all heads added up. late: sums over so many of the last of these queries, too.
-    alone: instead of sums each query of each head by itself."""
+    alone: instead of sums each query of each head by itself. times: in how many batches of the prompt such sums are made,
+    which are added up."""
 
     queries: int = 0
     heads: tuple[int, ...] | None = None
@@ -27,6 +28,7 @@ class Observation:
     each: bool = False
     late: int = 0
     alone: bool = False
+    times: int = 1
 
     def of_heads(self, heads: int) -> tuple[int, ...] | None:
         """Return the query heads that are told by themselves, of `heads` ones; None where none is."""

@@ -28,6 +28,9 @@ async def prefill(
     if probes := decoder.policy.probes:
         cache.looking.probes = await decoder.looked_up(prompt[:probes])
         prompt = prompt[probes:]
+    if cache.coming is not None:
+        first, cache.coming = await cache.coming(cache), None
+        prompt = prompt if first is None else decoder.suite.concat([first, prompt], 0)
     before, own = cache.behind, prompt.shape[0]
     length = cache.prompt_tokens = before + own
     ends = list(accumulate(decoder.policy.prompt_batches(own), initial=before))
@@ -43,6 +46,6 @@ async def prefill(
 
         inputs = prompt[batch.before - before : batch.before - before + batch.tokens]
         logits = await decoder.forward(inputs, cache, True, after_layer, whole)
-    cache.looking, cache.places = Looking(), None
+    cache.looking, cache.places, cache.rows_of = Looking(), None, None
     assert logits is not None
     return logits

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from models.architecture import Architecture, Rotary
-from models.architectures import AnyArchitecture, decoder_of, without_encoder
+from models.architectures import AnyArchitecture, decoder_of, encoder_of, without_encoder
 from models.checkpoint import read_description
 from models.config import Config, read_json
 from models.description import Description
@@ -14,7 +14,7 @@ from models.encoder_architecture import EncoderArchitecture
 from models.families.registry import family_for
 from models.gguf.conversion import GgufModel
 from models.gguf.header import is_gguf
-from models.known_checkpoints import KNOWN
+from models.known_checkpoints import KNOWN, KNOWN_ENCODERS
 from mpc.errors import ConfigurationError
 from protocols.suite import Norm
 
@@ -98,6 +98,10 @@ ENCODER_SHAPES: dict[str, EncoderArchitecture] = {
     "minilm-l6": _bert(6, 384, 12),
     "bert-base": _bert(12, 768, 12),
     "bert-large": _bert(24, 1024, 16),
+    **{
+        name: encoder_of(family_for(Config(options, Path(name))).architecture, name)
+        for name, options in KNOWN_ENCODERS.items()
+    },
 }
 A = TypeVar("A", bound=Description)
 

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from models.architectures import AnyArchitecture, decoder_of, encoder_of
-from models.chunks import BlockShares, load_chunks
+from models.chunk_choice import load_blocks
+from models.chunks import BlockShares
 from models.decoder import Decoder
 from models.encoder import Encoder
 from models.encoding import EncodingPlan, encode
@@ -17,7 +18,7 @@ from models.generation import Endpoint, GenerationPlan, generate
 from models.loaded import load_weights
 from models.plans import AnyPlan
 from models.policies import parse
-from models.prefix_rows import Shares, load_rows
+from models.prefix_rows import Shares
 from models.prefixes import Keep, PrefixPlan, forget, register
 from mpc.channel import Channel
 from mpc.errors import MpcacheError
@@ -52,10 +53,7 @@ def _run(
 
 def _load_rows(suite: Suite, architecture: AnyArchitecture, plan: AnyPlan, shares: BlockShares) -> dict[str, Any]:
     a = decoder_of(architecture, "a prefix's model")
-    if plan.chunks is None:
-        loaded: dict[str, Any] = suite.run(load_rows(suite, a, plan.behind, lambda name: shares(0, name)))
-    else:
-        loaded = suite.run(load_chunks(suite, a, plan.behind, plan.chunks, shares))
+    loaded: dict[str, Any] = suite.run(load_blocks(suite, a, plan.behind, plan.chunks, shares))
     return loaded
 
 

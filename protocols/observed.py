@@ -21,13 +21,14 @@ class Observed:
 
     groups: int64 [M], rows: int64 [M, n]: row m of the sums [M, S] is over the n queries `rows[m]` of the key/value head
     `groups[m]`. squares: whether the sums of squared probabilities are wanted, too. late: int64, places among the n queries
-    of a sum whose own sum is wanted, too; None: none.
+    of a sum whose own sum is wanted, too; None: none. times: how many such sums are added up, of a prompt in batches.
     """
 
     groups: Tensor
     rows: Tensor
     squares: bool = False
     late: Tensor | None = None
+    times: int = 1
 
     @classmethod
     def of_rows(cls, wanted: Tensor, groups: int) -> Observed:
@@ -69,12 +70,17 @@ class Observed:
     @property
     def lately(self) -> Observed | None:
         """Return the observation of the late queries alone, where they are wanted."""
-        return None if self.late is None else Observed(self.groups, self.rows[:, self.late])
+        return None if self.late is None else Observed(self.groups, self.rows[:, self.late], times=self.times)
 
     @property
     def queries(self) -> int:
         """Return n, the queries of a sum."""
         return self.rows.shape[1]
+
+    @property
+    def summands(self) -> int:
+        """Return how many probabilities a sum over all rows and batches has at most."""
+        return self.rows.numel() * self.times
 
     @cached_property
     def _places(self) -> tuple[Tensor, bool]:

@@ -73,6 +73,12 @@ class Operations(ABC):
         """Return x W + b (+ residual). x: [..., in] -> [..., out]."""
 
     @abstractmethod
+    async def one_hot(self, index: Value, size: int) -> Value:
+        """Return the one-hot rows of secret places (`indices`) below `size`: [T] -> [T, size], 0 fraction bits. Whatever a
+        role shares as a place is one: what it says beyond `size` counts from 0 on again, so nobody can ask for anything but
+        one row."""
+
+    @abstractmethod
     async def look_up(self, index: Value, table: Value) -> Value:
         """Return the rows of a fixed secret table [V, D] at secret places (`indices`) [T]: [T, D]; exact."""
 

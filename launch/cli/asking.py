@@ -67,7 +67,7 @@ def prompted(
     from models.generation import token_indices
     from parties.client.prefixes import continues
 
-    prompt = reader.read(asked, not continues(request.prefix) and not request.chunks)
+    prompt = reader.read(asked, not continues(request.prefix) and not request.chunks.names)
     params = replace(
         request.params,
         stop=(*request.params.stop, *prompt.end.texts),

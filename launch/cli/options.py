@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 
@@ -130,6 +130,21 @@ RepairOption = Annotated[
     float,
     typer.Option(
         "--repair", min=0, max=1, help="With --chunks: share of their tokens, the first ones, that is computed again."
+    ),
+]
+RetrievalOption = Annotated[
+    Literal["secret", "public"],
+    typer.Option(
+        "--retrieval",
+        help="With --chunks: secret, nobody learns which of --candidates are read; public, parties and dealer do, for less.",
+    ),
+]
+CandidatesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--candidates",
+        help="Registered texts, all of one length, that --chunks are chosen among in secret: names separated by commas. By "
+        "default all of that length.",
     ),
 ]
 KeptOption = Annotated[

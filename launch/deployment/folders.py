@@ -16,11 +16,13 @@ from launch.deployment.host_files import (
     role_readme,
     unit_text,
 )
+from launch.deployment.pins import pin
 from launch.deployment.plan import Member, Plan
 from mpc.errors import ConfigurationError
 from parties.config.role_config import load_config
 from parties.identity import authority
 from parties.identity.certificates import create_authority
+from parties.identity.requests import create_request, install
 from parties.names import AUTHORITY
 
 
@@ -35,6 +37,8 @@ def write_deployment(plan: Plan, target: Path, authority_days: float) -> None:
         _write_authority(plan, draft / AUTHORITY, authority_days)
         for member in plan.members:
             _write_role(plan, member, draft)
+        if plan.one_owner:
+            _write_identities(plan, draft)
         _text(draft / "README.md", deployment_readme(plan))
         draft.replace(target)
     except OSError as error:
@@ -67,6 +71,20 @@ def _write_role(plan: Plan, member: Member, draft: Path) -> None:
     _text(folder / "compose.yaml", compose_text(member))
     _text(folder / ".dockerignore", "*\n")
     _text(folder / "README.md", role_readme(plan, member))
+
+
+def _write_identities(plan: Plan, draft: Path) -> None:
+    """Make every role's key, have it certified, and write all fingerprints into the files of the roles that list them."""
+    marks = {}
+    for member in plan.members:
+        folder = draft / member.name / "certificates"
+        request, mark = create_request(folder, member.name)
+        answer, _ = authority.sign_request(draft / AUTHORITY, request, mark)
+        install(folder, member.name, answer, role=member.role)
+        shutil.rmtree(request.parent)
+        marks[member.name] = (mark,)
+    for member in plan.members:
+        pin(draft / member.name / f"{member.name}.yaml", marks, keep=False)
 
 
 def _text(path: Path, text: str) -> None:

@@ -111,30 +111,17 @@ def role_readme(plan: Plan, member: Member) -> str:
         f"    mpcache serve --config {config} --tokenizer CHECKPOINT      # programs that speak OpenAI's API",
         "model-owner": f"    mpcache model-owner --config {config} --model CHECKPOINT",
     }[member.role]
-    pins = _pins_text(plan, member)
     start = "Start it; the order among the hosts does not matter" if member.role in SERVES else "Use it"
     text = f"""\
 # {name} ({member.role})
 
 Run these in this folder, on the host of {name}. `{config}` has all settings, each with its meaning.
-
-1. A private key, which stays here, the request for its certificate, and the key's fingerprint:
-
-    mpcache certs request --config {config}
-    mpcache certs fingerprint --config {config}
-
-2. Send certificates/requests/{name}.csr to the authority's host, and read the fingerprint out to the authority, which signs
-nothing without it. With the {name}.crt that comes back:
-
-    mpcache certs install --config {config} {name}.crt
-
-3. {pins}
-
-4. {start}:
+{_identity_text(plan, member)}
+{start}:
 
 {use}
 
-5. Does everybody answer?
+Does everybody answer?
 
     mpcache status --config {config}
 """
@@ -150,9 +137,32 @@ Or in a container: see the first line of compose.yaml.
 """
     return (
         text
-        + f"\nBefore the certificate ends: mpcache certs renew --keep-key --config {config}, then as in 2. No restart.\n"
+        + f"\nBefore the certificate ends: mpcache certs renew --keep-key --config {config}, have the request signed in\n"
+        + f"the authority's folder, mpcache certs install --config {config} {name}.crt. No restart.\n"
         + f"A key that may be stolen: mpcache certs revoke --config {config} FINGERPRINT, likewise at every other role.\n"
     )
+
+
+def _identity_text(plan: Plan, member: Member) -> str:
+    """Say how the role gets its key, its certificate and its peers' fingerprints."""
+    name, config = member.name, f"{member.name}.yaml"
+    if plan.one_owner:
+        return (
+            "Its private key, its certificate and its peers' fingerprints are here: only this host may have this folder.\n"
+        )
+    return f"""
+1. A private key, which stays here, the request for its certificate, and the key's fingerprint:
+
+    mpcache certs request --config {config}
+    mpcache certs fingerprint --config {config}
+
+2. Send certificates/requests/{name}.csr to the authority's host, and read the fingerprint out to the authority, which signs
+nothing without it. With the {name}.crt that comes back:
+
+    mpcache certs install --config {config} {name}.crt
+
+3. {_pins_text(plan, member)}
+"""
 
 
 def _pins_text(plan: Plan, member: Member) -> str:
@@ -197,13 +207,18 @@ def deployment_readme(plan: Plan) -> str:
     """Return the page that says which folder goes where."""
     lines = [f"    {m.name + '/':<24}{m.role:<14}{m.host or 'its own host'}" for m in plan.members]
     folders = "\n".join(lines)
+    secrets = "None holds a secret but authority/, which belongs on no role's host."
+    then = "Then follow the README.md in each."
+    if plan.one_owner:
+        secrets = "Each holds the private key of its role, authority/\nthe key that certifies further names."
+        then = "All roles have one owner: their keys are made, and each has its peers' fingerprints. Start them."
     return f"""\
 # A deployment of mpcache
 
-Copy each folder to the host of its role. None holds a secret but authority/, which belongs on no role's host.
+Copy each folder to the host of its role. {secrets}
 
 {folders}
     {"authority/":<24}{"":<14}a host of its own
 
-Then follow the README.md in each.
+{then}
 """

@@ -52,7 +52,8 @@ class Member:
 class Plan:
     """A whole deployment. prefix: where its folders and the program will lie on the roles' hosts.
 
-    trust_authority: whether no fingerprints are needed.
+    trust_authority: whether no fingerprints are needed. one_owner: whether one person owns all roles, whose keys are made
+    with the folders.
     """
 
     parties: list[Member]
@@ -61,6 +62,7 @@ class Plan:
     model_owners: list[Member]
     prefix: PurePosixPath
     trust_authority: bool = False
+    one_owner: bool = False
 
     @property
     def members(self) -> list[Member]:

@@ -65,7 +65,7 @@ class Measurement:
 
 def plaintext(checkpoint: Checkpoint, ids: Sequence[int], on_progress: Progress = lambda done, total: None) -> Measurement:
     """Run the suite `plain` in float64, one layer's weights at a time; load the checkpoint as float64."""
-    token_indices(ids[:1], checkpoint.architecture.vocabulary)
+    token_indices(ids, checkpoint.architecture.vocabulary)
     suite = RecordingSuite(checkpoint.architecture.layers + 1, torch.float64)
     rows: dict[str, list[Tensor]] = {}
     note = lambda name, tensor: rows.setdefault(name, []).append(tensor)  # noqa: E731

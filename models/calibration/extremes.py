@@ -107,20 +107,31 @@ class RecordingSuite(PlainSuite):
 
     async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> PlainValue:
         """As in `plain`; notes queries, keys, values and scores."""
-        return self._attended(q, k, v, mask, None)
+        return self._attended(q, k, v, mask)
+
+    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> PlainValue:
+        """As in `plain`; notes the same, scores without a bias that has a bound of its own."""
+        return self._attended(q, k, v, None, aside=tensor_of(bias))
 
     async def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> PlainValue:
         """As in `plain`; notes the same, scores with their bias."""
-        return self._attended(q, k, v, mask, tensor_of(bias))
+        return self._attended(q, k, v, mask, learned=tensor_of(bias))
 
-    def _attended(self, q: Value, k: Value, v: Value, mask: Tensor | None, bias: Tensor | None) -> PlainValue:
+    def _attended(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        mask: Tensor | None,
+        learned: Tensor | float = 0.0,
+        aside: Tensor | float = 0.0,
+    ) -> PlainValue:
         queries, keys = tensor_of(q), tensor_of(k)
         for name, x in (("queries", queries), ("keys", keys)):
             self.note(name, x)
             self.note("activation", x)
         self.note("value", tensor_of(v))
-        scores = queries @ keys.transpose(1, 2)
-        scores = scores if bias is None else scores + bias
+        scores = queries @ keys.transpose(1, 2) + learned
         seen = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.expand_as(scores)
         cap = self.score_cap
         if cap is not None:  # what the cap is taken of is bounded itself
@@ -131,7 +142,7 @@ class RecordingSuite(PlainSuite):
         spread = scores.masked_fill(~seen, -torch.inf).amax(-1) - scores.masked_fill(~seen, torch.inf).amin(-1)
         self.note("score", spread)
         self.note("|scores|", scores.masked_fill(~seen, 0.0))
-        probabilities = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1)
+        probabilities = torch.softmax((scores + aside).masked_fill(~seen, -torch.inf), -1)
         return PlainValue(probabilities @ tensor_of(v))
 
     async def gated_activation(self, gate: Value, up: Value, kind: Activation) -> PlainValue:

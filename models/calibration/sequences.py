@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import Checkpoint
+from models.encoder_architecture import EncoderArchitecture
 from mpc.errors import CheckpointError, ConfigurationError
 
 BUILT_IN = Path(__file__).with_name("text.txt")
@@ -52,8 +53,10 @@ def sequences(checkpoint: Checkpoint, text: str) -> list[list[int]]:
     except CheckpointError:
         count, length = SPREAD[0], min(SPREAD[1], a.positions)
         generator = torch.Generator().manual_seed(0)
-        found = torch.randint(0, a.vocabulary, (count, length), generator=generator).tolist()
-        return [_begun(ids, a.bos, room) for ids in found]
+        found = torch.randint(0, a.vocabulary, (count, length), generator=generator)
+        if isinstance(a, EncoderArchitecture):  # no text has padding of its own
+            found[found == a.pad] = (a.pad + 1) % a.vocabulary
+        return [_begun(ids, a.bos, room) for ids in found.tolist()]
     out: list[list[int]] = []
     for document in text.split(SEPARATOR):
         ids = [token for token in tokenizer.encode(document) if token < a.vocabulary]

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.cache import KVCache
-from models.chunks import ChunkPlan, load_chunks
+from models.chunk_choice import load_blocks
+from models.chunks import ChunkPlan
 from models.decoder import Decoder
 from models.description import Description
 from models.encoder import Encoder
@@ -25,7 +26,6 @@ from models.loaded import load_weights
 from models.observation import Observation, Seen
 from models.outputs import Decoding, Output
 from models.prefill import prefill
-from models.prefix_rows import load_rows
 from models.prefixes import PrefixPlan, forget, registered
 from protocols.suite import OutputShare, Suite, Value
 
@@ -71,9 +71,7 @@ async def load(suite: Suite, architecture: Description, source: Source) -> dict[
 
 async def load_before(suite: Suite, architecture: Architecture, behind: int, chunks: ChunkPlan | None) -> dict[str, Value]:
     """Load the rows of a registered prefix and of chunks, as a session does, where they have no content."""
-    if chunks is None:
-        return await load_rows(suite, architecture, behind, lambda name: None)
-    return await load_chunks(suite, architecture, behind, chunks, lambda number, name: None)
+    return await load_blocks(suite, architecture, behind, chunks, lambda number, name: None)
 
 
 async def fill(decoder: Decoder, cached: int, source: Source, agree: bool = True, read: int = 0) -> KVCache:

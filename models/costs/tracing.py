@@ -253,7 +253,7 @@ def trace_step(
     behind = not cached and setting.before > 0
     if behind:
         weights |= suite.run(load_before(suite, architecture, setting.behind, setting.chunks))
-        tokens += 0 if setting.chunks is None else setting.chunks.repaired
+        tokens += 0 if setting.chunks is None or setting.chunks.among else setting.chunks.repaired
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
     begun = partial(decoder.begun, setting.behind, setting.chunks, asked)
     cache = begun() if behind else suite.run(fill(decoder, cached, NoInputs(), agreed, read))

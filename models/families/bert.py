@@ -13,7 +13,6 @@ class Bert(EncoderFamily):
 
     prefix = "bert."
     buffers: ClassVar[tuple[str, ...]] = (
-        r"embeddings\.position_ids",
         r"cls\.predictions\.bias",
         r"cls\.predictions\.decoder\.(weight|bias)",  # of a tied head, which is the embedding
         r"cls\.seq_relationship\.(weight|bias)",

@@ -12,7 +12,7 @@ class DistilBert(EncoderFamily):
     """Reads `DistilBertModel` checkpoints and those with a head. Source: Sanh et al. 2019."""
 
     prefix = "distilbert."
-    buffers = (r"embeddings\.position_ids", r"vocab_projector\.weight")
+    buffers = (r"vocab_projector\.weight",)
     layer_names = LayerNames(
         query="transformer.layer.{}.attention.q_lin",
         key="transformer.layer.{}.attention.k_lin",

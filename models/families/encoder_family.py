@@ -28,6 +28,10 @@ HEADS: dict[str, Head] = {
 }
 
 
+EARLIER = {"gamma": "weight", "beta": "bias"}
+"""What a norm's gain and offset were called before they were called weight and bias."""
+
+
 @dataclass(frozen=True)
 class LayerNames:
     """Names of a layer's tensors, without ".weight" and ".bias"; "{}" stands for its number."""
@@ -106,6 +110,11 @@ class EncoderFamily(CheckpointFamily):
         }
 
     # ---- tensors -----------------------------------------------------------------------------------------------------
+    def known_as(self, stored: str) -> str:
+        """Return a tensor's name; the first published files, as of `bert-base-uncased`, call gain and offset otherwise."""
+        base, _, kind = super().known_as(stored).rpartition(".")
+        return f"{base}.{EARLIER.get(kind, kind)}" if base else kind
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         a, wide = self.architecture, self.architecture.width
         names: dict[str, tuple[int, ...]] = {

@@ -21,6 +21,10 @@ Read = Callable[[str], Tensor]
 """Reads one tensor of the checkpoint by its name without prefix, as float64."""
 
 
+COMPUTED = r"(.*\.)?(rotary_emb\.inv_freq|embeddings\.position_ids)"
+"""Tensors of earlier files, of any family, that hold what config.json says."""
+
+
 class CheckpointFamily(ABC):
     """One checkpoint's layout. Raises `CheckpointError` for options that it does not compute.
 
@@ -56,6 +60,10 @@ class CheckpointFamily(ABC):
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Return the names (without prefix) and shapes of the tensors that the checkpoint must hold, and no others but
         buffers."""
+
+    def known_as(self, stored: str) -> str:
+        """Return a stored tensor's name without prefix, as `tensors` has it."""
+        return stored.removeprefix(self.prefix)
 
     def stored_as(self, names: Collection[str]) -> None:
         """Hear which tensors (without prefix) there are, before `tensors` is asked, where several layouts are read."""

@@ -25,7 +25,11 @@ class Gemma(Llama):
         attention = self.config.flag("attention_bias", False)
         return attention, attention, False
 
-    def options(self) -> dict[str, Any]:
-        """Refuse attention in both directions; the first files say "gelu" and mean its tanh form."""
+    def refuse_both_ways(self) -> None:
+        """Refuse attention in both directions."""
         self.config.refuse("use_bidirectional_attention", "a decoder attends to what came before", False)
-        return {"activation": "gelu_tanh"} if self.config.values.get(self.key("activation")) == "gelu" else {}
+
+    def options(self) -> dict[str, Any]:
+        """Return the function of the first files, which say "gelu" and mean its tanh form."""
+        self.refuse_both_ways()
+        return {"activation": "gelu_tanh"} if self.config.values.get("hidden_act") == "gelu" else {}

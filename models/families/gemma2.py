@@ -43,8 +43,9 @@ class Gemma2(Gemma):
 
     def options(self) -> dict[str, Any]:
         """Return windows, norms, and soft caps where they are not null."""
+        self.refuse_both_ways()
         c, layers = self.config, self.config.integer("num_hidden_layers")
         caps = {"score_cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
         found = {name: c.number(key) for name, key in caps.items() if c.present(key)}
         slides = sliding_layers(c, layers, self.sliding(layers)) if c.present("sliding_window") else []
-        return super().options() | found | {"norms": "both", "windows": windows(c, slides)}
+        return found | {"norms": "both", "windows": windows(c, slides)}

@@ -17,7 +17,7 @@ class GptNeoX(Standard):
     """Reads `GPTNeoXForCausalLM` checkpoints. Source: Black et al., arXiv 2204.06745; Biderman et al., arXiv 2304.01373."""
 
     prefix = "gpt_neox."
-    buffers = (r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",)
+    buffers = (r"layers\.\d+\.attention\.(bias|masked_bias)",)
     layer_norm = True
     activation = "gelu"
     epsilon = 1e-5

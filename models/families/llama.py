@@ -11,7 +11,6 @@ class Llama(Standard):
     """Reads `LlamaForCausalLM` checkpoints. Source: Touvron et al., arXiv 2302.13971. Its matrices are stored [out, in]."""
 
     prefix = "model."
-    buffers = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
     def biases(self) -> tuple[bool, bool, bool]:
         """Return biases of (queries, keys, values), of the attention's output, of the feed-forward layers."""

@@ -18,7 +18,6 @@ class Roberta(Bert):
 
     prefix = "roberta."
     buffers = (
-        r"embeddings\.position_ids",
         r"lm_head\.bias",
         r"lm_head\.decoder\.(weight|bias)",
         r"pooler\.dense\.(weight|bias)",
@@ -28,7 +27,7 @@ class Roberta(Bert):
     def describe(self) -> EncoderArchitecture:
         if self.head_kind == "words":
             self.config.refuse("hidden_act", "a word head of RoBERTa has gelu; another function is not supported", "gelu")
-        return super().describe()
+        return super().describe().model_copy(update={"pad_counts": False})
 
     def _skipped(self, pad: int) -> int:
         return pad + 1

@@ -156,12 +156,12 @@ class Standard(Family):
         shapes |= self.norm_tensors(names["norm"])
         if not self.tied:
             shapes[f"{names['head']}.weight"] = (a.vocabulary, a.width)
-            if self.head_bias:
-                shapes[f"{names['head']}.bias"] = (a.vocabulary,)
+        if self.head_bias:
+            shapes[f"{names['head']}.bias"] = (a.vocabulary,)
         return shapes
 
     head_bias: ClassVar[bool] = False
-    """Whether the stored head has a bias."""
+    """Whether the head has a bias, also where its matrix is the embedding."""
 
     def layer_tensors(self, at: str) -> dict[str, tuple[int, ...]]:
         """Return a layer's tensors; their names begin with `at`."""
@@ -267,7 +267,7 @@ class Standard(Family):
         def stored(kind: str) -> Tensor | None:
             if kind == "weight":
                 return read(source).T * factor
-            return read(f"{self.names['head']}.bias") if self.head_bias and not self.tied else None
+            return read(f"{self.names['head']}.bias") if self.head_bias else None
 
         return self._folded(name.partition(".")[2], ("", "norm"), read, stored)
 

@@ -5,31 +5,25 @@ Leaks: to parties and dealer their text and what the system inside leaks (docs/s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from models.architecture import Architecture
-from models.policies.axes.cluster_reader import ClusterReader
+from models.policies.axes.cluster_reader import ClusterSettings
 from models.policies.changed import Changed
 from models.policies.composition import Axes
 from mpc.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
-class Clustered(Changed):
+class Clustered(ClusterSettings, Changed):
     """Another system that drops tokens after the prompt alone; then each token attends to `dynamic` of all tokens so far, in
-    clusters of `fine` tokens that it chooses. Settings as of `MPCache`.
+    clusters of `fine` tokens that it chooses. Settings as of `ClusterSettings`.
 
     Text form: `clusters:dynamic=0.1,fine=7|snapkv:budget=0.4`.
     """
 
     dynamic: float = 0.1
-    fine: int = 7
-    coarse: int = 0
-    alpha: float = 0.6
-    linear: bool = True
-    sinks: int = 4
-    window: int = 12
     name: ClassVar[str] = "clusters"
 
     def __post_init__(self) -> None:
@@ -43,17 +37,10 @@ class Clustered(Changed):
             )
 
     @property
-    def reader(self) -> ClusterReader:
-        """Return how tokens read what stays."""
-        found = ClusterReader(self.dynamic, self.fine, self.coarse, alpha=self.alpha, linear=self.linear)
-        return replace(found, sinks=self.sinks, window=self.window)
-
-    @property
     def spec(self) -> str:
-        settings = [f"dynamic={self.dynamic}"]
-        names = ("fine", "coarse", "alpha", "linear", "sinks", "window")
-        settings += [f"{n}={str(getattr(self, n)).lower()}" for n in names if getattr(self, n) != getattr(type(self), n)]
-        return f"{self.name}:{','.join(settings)}|{self.inner.spec}"
+        own = [(f.name, getattr(self, f.name)) for f in fields(ClusterSettings)]
+        said = [f"{name}={str(x).lower()}" for name, x in own if name == "dynamic" or x != getattr(type(self), name)]
+        return f"{self.name}:{','.join(said)}|{self.inner.spec}"
 
     @property
     def axes(self) -> Axes:

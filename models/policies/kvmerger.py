@@ -2,8 +2,9 @@
 
 Source: Wang et al., "Model Tells You Where to Merge: Adaptive KV Cache Merging for LLMs on Long-Context Tasks", 2024
 (arXiv:2407.08454), sections 4 and 5, from memory of the paper: cosines of neighbouring keys, means of runs by a Gaussian of
-the distance to the run's most attended key. Here the number of runs is public: as many as the budget says; and the most
-attended tokens are merged like the others.
+the distance to the run's most attended key (`weights=gaussian`). Here the number of runs is public: as many as the budget
+says; the most attended tokens are merged like the others; and by default rows count by what they received, which finds more
+and takes fewer rounds (docs/quality.md).
 
 Leaks: to parties and dealer how many runs there are, not where they end (docs/security.md, "Policies").
 """
@@ -26,13 +27,13 @@ from models.policies.settings import one_of, ratio, whole
 class KVMerger(System):
     """budget: share of the prompt's tokens that is left of a head, window included; 1 keeps everything. recent: share of the
     budget that recent tokens take, which are not merged; 0.34 in the paper at a budget of 0.5. longest: tokens of a run at
-    most, or twice the mean; 0: any number. weights: of a run's rows, `gaussian`, or `received`: what they received, which
-    needs no pivots."""
+    most, or twice the mean; 0: any number. weights: of a run's rows, `received`: what they received, or `gaussian`, which
+    needs pivots."""
 
     budget: float = 0.5
     recent: float = 0.34
     longest: int = 8
-    weights: Literal["gaussian", "received"] = "gaussian"
+    weights: Literal["gaussian", "received"] = "received"
     name: ClassVar[str] = "kvmerger"
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache, SettingValue, Sharing, Stage
 from models.observation import Seen
 from models.policies.axes.budget import Share
-from models.policies.axes.cluster_reader import GATHERINGS, ClusterReader
+from models.policies.axes.cluster_reader import GATHERINGS, ClusterSettings
 from models.policies.axes.keep import Keep
 from models.policies.axes.scorers import WindowVotes
 from models.policies.composition import Axes, System
@@ -48,46 +48,31 @@ MOST_SHARING = 4
 
 
 @dataclass(frozen=True)
-class MPCache(System):
-    """static: share of the prompt that stays (1 switches eviction off). observed: the prompt's last queries
-    that decide, averaged over all heads; below 1 a share of its queries. following: tokens that what the one before
-    them receives counts for, too. dynamic: share of all tokens so far that a token attends to (1: all that
-    stayed). fine, coarse: tokens of a cluster on the two levels; 0: fine by the tokens that stay, coarse twice fine (see
-    `ClusterReader.sizes`). levels: 2, or 1 for fine clusters alone; 0: 2 where coarse is given. coarse_share: of the coarse
-    clusters that the fine level chooses from. alpha, linear: similarity q . (alpha r_max + (1 - alpha) r_min), or
-    its upper bound with linear false. sinks, window: first and last tokens that always count. sharing: adjacent layers
-    with one choice, of clusters and of what static eviction keeps (1: none), so that a cluster's number means the same
-    tokens in all; apart: first layers that choose alone. gathering: how attention reaches what was chosen: "products" of
-    three factors, "rows" (gathered keys and values), "scores" (all, lowered by a secret bias where nothing was chosen; one
-    level), or "auto": scores where the suite masks cached keys once and there is one level, else products: `mpcache plan`.
+class MPCache(ClusterSettings, System):
+    """Settings as of `ClusterSettings`, and: static: share of the prompt that stays (1 switches eviction off). observed: the
+    prompt's last queries that decide, averaged over all heads; below 1 a share of its queries. following: tokens that what
+    the one before them receives counts for, too. sharing: adjacent layers with one choice, of clusters and of what static
+    eviction keeps (1: none), so that a cluster's number means the same tokens in all; apart: first layers that choose alone.
 
     scoring: "attention" (what tokens receive, and a budget), or "authors": what the authors' code does, with `threshold` in
     place of `static` and `following`; in plaintext alone (`models.policies.threshold`).
 
-    Presets (`mpcache:preset=paper`): "few-queries" chooses a tenth of all tokens so far, "clusters" has clusters by length
-    and the last fifth of the prompt decide, "paper" has the settings of the paper and its code.
+    Presets (`mpcache:preset=paper`): "few-queries" chooses a tenth of all tokens so far, "small-clusters" as many, in
+    smaller clusters and each layer by itself, "clusters" has clusters by length and the last fifth of the prompt decide,
+    "paper" has the settings of the paper and its code.
     """
 
     static: float = 0.4
     observed: float = 32.0
     following: int = 8
-    dynamic: float = 1.0
-    fine: int = 7
-    coarse: int = 0
-    levels: int = 0
-    coarse_share: float = 0.5
-    alpha: float = 0.6
-    linear: bool = True
-    sinks: int = 4
-    window: int = 12
     sharing: int = 2
     apart: int = 2
-    gathering: str = "auto"
     scoring: str = "attention"
     threshold: float = 1e-4
     name: ClassVar[str] = "mpcache"
     presets: ClassVar[Mapping[str, Mapping[str, SettingValue]]] = {
         "few-queries": {"dynamic": 0.1},
+        "small-clusters": {"dynamic": 0.1, "fine": 4, "sharing": 1},
         "clusters": {"observed": 0.2, "following": 0, "dynamic": 0.1, "fine": 0, "gathering": "products"},
         "paper": {
             "static": 0.4,
@@ -129,12 +114,6 @@ class MPCache(System):
         """A static eviction of groups of layers by votes, behind which tokens read clusters."""
         keep = Keep(self.sinks, self.window, sets="layer", sharing=Sharing(self.sharing, self.apart))
         return Axes(WindowVotes(self.observed, following=self.following), Share(self.static), keep, reader=self.reader)
-
-    @property
-    def reader(self) -> ClusterReader:
-        """Return how tokens read what stays."""
-        sizes = self.dynamic, self.fine, self.coarse, self.levels, self.coarse_share
-        return ClusterReader(*sizes, self.alpha, self.linear, self.sinks, self.window, self.gathering)
 
     @property
     def plaintext_only(self) -> str:

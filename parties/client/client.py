@@ -17,7 +17,7 @@ from parties.client.cancellation import Cancellation
 from parties.client.conversation import Conversation
 from parties.client.encoding import EncodingRequest, EncodingResult, EncodingSession, in_place
 from parties.client.model_reference import ModelReference, close_all, common_models, connect_all, describe_all
-from parties.client.prefixes import chosen_chunks, chosen_prefix
+from parties.client.prefixes import chosen_prefix
 from parties.client.request import GenerationRequest
 from parties.client.session import AgreedRequest, ClientSession, FinishReason
 from parties.config.role_config import RoleConfig
@@ -250,13 +250,13 @@ class Client:
         architecture = reference.architecture
         suite = reference.over_bounds(request.suite)
         prefix, ids = chosen_prefix(reference, suite, request.prefix, request.prompt_ids)
-        texts, chunks = chosen_chunks(reference, suite, request.chunks, request.repair)
-        plan = replace(request, prompt_ids=ids).plan(0 if prefix is None else prefix.tokens, chunks)
+        read = request.chunks.of(reference, suite, prefix)
+        plan = replace(request, prompt_ids=ids).plan(0 if prefix is None else prefix.tokens, read.plan)
         plan.check(architecture)
         token_indices(ids, architecture.vocabulary)
         if request.draft is not None:
             request.draft.check(architecture)
         manifest = Manifest.of(reference.id, architecture, suite, plan, self.config.party_names)
         named = None if prefix is None else PrefixFacts(id=prefix.prefix)
-        manifest = manifest.with_prefix(named, [one.prefix for one in texts])
-        return AgreedRequest(manifest, architecture, ids, request.params, request.draft, prefix)
+        manifest = manifest.with_prefix(named, [one.prefix for one in read.texts])
+        return AgreedRequest(manifest, architecture, ids, request.params, request.draft, prefix, read.places)

@@ -1,9 +1,11 @@
-"""Which registered prefix a request begins behind: by its name, or the longest public one that its prompt begins with."""
+"""Which registered prefix a request begins behind, by its name, or the longest public one that its prompt begins with; and
+which chunks it reads behind that, as a secret among candidates or in public."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from models.chunks import ChunkPlan
 from mpc.errors import ConfigurationError
@@ -12,6 +14,8 @@ from parties.wire.held_prefix import RegisteredPrefix
 from parties.wire.manifest import row_options
 from protocols.registry import SuiteSpec
 
+SECRET, PUBLIC = "secret", "public"
+RETRIEVALS = (SECRET, PUBLIC)
 AUTO = "auto"
 """In place of a name: whichever public prefix the prompt begins with, or none."""
 
@@ -61,18 +65,72 @@ def named_prefix(reference: ModelReference, suite: SuiteSpec, wanted: str) -> Re
     return found
 
 
-def chosen_chunks(
-    reference: ModelReference, suite: SuiteSpec, wanted: Sequence[str], repair: float
-) -> tuple[list[RegisteredPrefix], ChunkPlan | None]:
-    """Return the registered texts of these names or ids, and what is public of them; None without any. Raises
-    `ConfigurationError` as `chosen_prefix`, and for a share that is none."""
-    if not 0 <= repair <= 1:
-        raise ConfigurationError(f"repair = {repair}: the share of tokens that are computed again lies between 0 and 1")
-    found = [named_prefix(reference, suite, name) for name in wanted]
-    if not found:
-        return [], None
-    again = math.ceil(repair * max(one.tokens for one in found))
-    return found, ChunkPlan(tuple(one.tokens for one in found), again)
+@dataclass(frozen=True)
+class ReadChunks:
+    """The chunks that a request reads. texts: that parties are told of: these chunks, or all candidates; plan: what is
+    public of them, None without any. places: of each chunk among the candidates, secret; none where all are public."""
+
+    texts: Sequence[RegisteredPrefix] = ()
+    plan: ChunkPlan | None = None
+    places: tuple[int, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class ChunkChoice:
+    """What a request asks of chunks. names: of registered texts, in order. repair: how many of their first tokens are
+    computed again, as a share of the longest one's. retrieval: "secret", so that parties learn of the chunks that each is
+    one of `candidates` (names or ids; None: all registered texts of their length that fit), or "public"."""
+
+    names: Sequence[str] = ()
+    repair: float = 0.2
+    retrieval: str = SECRET
+    candidates: Sequence[str] | None = None
+
+    def of(self, reference: ModelReference, suite: SuiteSpec, prefix: RegisteredPrefix | None) -> ReadChunks:
+        """Return the registered texts. prefix: what they stand behind, no candidate unless it is named. Raises
+        `ConfigurationError` as `chosen_prefix`, for a share that is none, and for chunks that cannot be told from candidates
+        by nothing but their number."""
+        if not 0 <= self.repair <= 1:
+            raise ConfigurationError(
+                f"repair = {self.repair}: the share of tokens that are computed again lies between 0 and 1"
+            )
+        if self.retrieval not in RETRIEVALS:
+            raise ConfigurationError(f"retrieval = '{self.retrieval[:64]}'; known: {', '.join(RETRIEVALS)}")
+        if self.candidates is not None and (self.retrieval != SECRET or not self.names):
+            raise ConfigurationError(
+                "candidates: chunks are chosen among them in secret; give chunks, and retrieval 'secret'"
+            )
+        wanted = [named_prefix(reference, suite, name) for name in self.names]
+        if not wanted:
+            return ReadChunks()
+        again = math.ceil(self.repair * max(one.tokens for one in wanted))
+        lengths = tuple(one.tokens for one in wanted)
+        if self.retrieval == PUBLIC:
+            return ReadChunks(wanted, ChunkPlan(lengths, again))
+        found = self._candidates(reference, suite, prefix, lengths[0])
+        if other := [f"{one.name} ({one.tokens})" for one in (*wanted, *found) if one.tokens != lengths[0]]:
+            raise ConfigurationError(
+                f"{', '.join(dict.fromkeys(other))}: candidates are as long as the chunk {wanted[0].name}, {lengths[0]} "
+                "tokens, or their length would say which one is read; register texts of one length (`mpcache prefix add "
+                "--split`), "
+                "name candidates of one length, or choose with retrieval 'public'"
+            )
+        ids = [one.prefix for one in found]
+        if missing := [one.name for one in wanted if one.prefix not in ids]:
+            raise ConfigurationError(f"{', '.join(missing)}: not among the candidates; name them there, too")
+        return ReadChunks(found, ChunkPlan(lengths, again, len(found)), tuple(ids.index(one.prefix) for one in wanted))
+
+    def _candidates(
+        self, reference: ModelReference, suite: SuiteSpec, prefix: RegisteredPrefix | None, tokens: int
+    ) -> list[RegisteredPrefix]:
+        """Return all candidates, in an order that says nothing and is the same for all clients."""
+        if self.candidates is None:
+            known = [one for one in reference.prefixes if one.tokens == tokens and one != prefix and fits(one, suite)]
+        else:
+            known = list(
+                {one.prefix: one for one in (named_prefix(reference, suite, name) for name in self.candidates)}.values()
+            )
+        return sorted(known, key=lambda one: one.prefix)
 
 
 def _found(reference: ModelReference, suite: SuiteSpec, ids: Sequence[int]) -> tuple[RegisteredPrefix | None, list[int]]:

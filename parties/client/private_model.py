@@ -305,7 +305,8 @@ class PrivateModel:
         cancellation = given.pop("cancellation", None) or Cancellation()
         policy, suite, draft = (given.pop(name, None) for name in ("policy", "suite", "draft"))
         prefix = given.pop("prefix", self.defaults.prefix)
-        chunks, repair = given.pop("chunks", self.defaults.chunks), given.pop("repair", self.defaults.repair)
+        read = {name: given.pop(name) for name in ("repair", "retrieval", "candidates") if name in given}
+        chunks = replace(self.defaults.chunks, **({"names": given.pop("chunks")} if "chunks" in given else {}), **read)
         if isinstance(config, SamplingParams):
             if others := [name for name in given if name != "return_dict_in_generate"]:
                 raise ConfigurationError(f"{', '.join(sorted(others))}: give SamplingParams or options, not both")
@@ -325,13 +326,12 @@ class PrivateModel:
             draft=self.defaults.draft if draft is None else self._draft(draft),
             prefix=prefix,
             chunks=chunks,
-            repair=repair,
         )
         return _Call(prompt, request, asked, cancellation)
 
     def _read(self, prompt: Any, options: Mapping[str, Any]) -> Prompt:
         """Return a prompt that begins, or continues the prefix that the call asks for."""
-        behind = continues(options.get("prefix", self.defaults.prefix)) or options.get("chunks", self.defaults.chunks)
+        behind = continues(options.get("prefix", self.defaults.prefix)) or options.get("chunks", self.defaults.chunks.names)
         return self._prompts.read(prompt, not behind)
 
     def _draft(self, text: str) -> Draft | None:

@@ -11,6 +11,7 @@ from models.policies import parse
 from mpc.errors import ConfigurationError
 from parties.client.drafting import Draft
 from parties.client.model_reference import ModelReference
+from parties.client.prefixes import ChunkChoice
 from parties.client.sampling_params import GREEDY, SamplingParams
 from protocols.registry import USUAL, SuiteSpec
 
@@ -25,8 +26,7 @@ class GenerationRequest:
     client guesses tokens for the parties to verify, several in the rounds of one (`parties.client.drafting`); None: one
     token a step. prefix: the name or id of a registered prefix that the prompt continues; "auto": the prompt is whole, and
     begins behind whichever public prefix it begins with; None: none. chunks: names or ids of registered texts between
-    prefix and prompt, in order; repair: how many of their first tokens are computed again, as a share of the longest one's,
-    0 to 1 (`models.chunks`).
+    prefix and prompt (`parties.client.prefixes.ChunkChoice`), secret among their candidates unless they are public.
 
     >>> request = GenerationRequest([3, 1, 4], SamplingParams(8), policy="h2o:budget=0.5")
     >>> request.plan().prompt_tokens, request.suite.name
@@ -40,8 +40,7 @@ class GenerationRequest:
     model: ModelReference | str | None = None
     draft: Draft | None = None
     prefix: str | None = None
-    chunks: Sequence[str] = ()
-    repair: float = 0.2
+    chunks: ChunkChoice = field(default_factory=ChunkChoice)
 
     def plan(self, behind: int = 0, chunks: ChunkPlan | None = None) -> GenerationPlan:
         """Return what is public about it, behind a prefix of so many tokens and chunks. Raises `ConfigurationError` for an

@@ -41,7 +41,8 @@ FinishReason = Literal["stop", "length", "range"]
 @dataclass(frozen=True)
 class AgreedRequest:
     """A request with the manifest that all parties get for it. The prompt's token ids are secret. draft: how this client
-    guesses, where the manifest has a draft. prefix: what the prompt continues, None without."""
+    guesses, where the manifest has a draft. prefix: what the prompt continues, None without. places: which candidate each
+    slot for a chunk reads, secret."""
 
     manifest: Manifest
     architecture: Architecture
@@ -49,6 +50,7 @@ class AgreedRequest:
     params: SamplingParams
     draft: Draft | None = None
     prefix: RegisteredPrefix | None = None
+    places: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def text_ids(self) -> list[int]:
@@ -108,7 +110,8 @@ class ClientSession(Conversation):
 
     # ---- shares out --------------------------------------------------------------------------------------------------
     def _prompt(self) -> Tensor:
-        return torch.tensor(with_probes(self.request.prompt_ids, parse(self.request.manifest.policy).probes))
+        prompt = with_probes(self.request.prompt_ids, parse(self.request.manifest.policy).probes)
+        return torch.tensor([*self.request.places, *prompt])
 
     def _go_on(self, step: int, stay: int, token: int) -> None:
         """Send what the parties need for the output after `step`: with a draft how many of its rows stay and the rows of the

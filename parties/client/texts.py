@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -45,9 +45,11 @@ class LabelledToken(Classification):
 
 def as_texts(texts: Texts) -> list[tuple[str, str | None]]:
     """Return texts as (text, second part or None). Raises `ConfigurationError` for what is none."""
+    if not isinstance(texts, Iterable):
+        raise ConfigurationError(f"texts: a text or several are needed, got {type(texts).__name__}")
     found: list[tuple[str, str | None]] = []
     for number, one in enumerate([texts] if isinstance(texts, str) else texts, 1):
-        parts = (one, None) if isinstance(one, str) else tuple(one)
+        parts = (one, None) if isinstance(one, str) else tuple(one) if isinstance(one, Sequence) else ()
         if len(parts) != 2 or not isinstance(parts[0], str) or not isinstance(parts[1], str | None):
             raise ConfigurationError(f"text {number} is neither a text nor a pair of texts")
         if not parts[0]:
@@ -70,12 +72,14 @@ class TextReader:
         self._folder = folder
 
     def read(self, texts: Texts) -> list[EncodedText]:
-        """Return the tokens of each text. Raises `ConfigurationError` naming the number of one that is too long."""
+        """Return the tokens of each text. Raises `ConfigurationError` naming the number of one that is too long
+        or holds a padding token that the model does not count."""
         found = []
         for number, (text, second) in enumerate(as_texts(texts), 1):
             encoded = self._tokenizer.encode_pair(text, second)
             try:
                 padded_length(len(encoded.ids), self.architecture.positions)
+                self.architecture.check_text(encoded.ids)
             except ConfigurationError as error:
                 raise ConfigurationError(f"text {number}: {error}") from None
             found.append(encoded)

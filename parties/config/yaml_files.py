@@ -20,8 +20,13 @@ def read_yaml_text(path: Path) -> str:
     """Return a file's text. Raises `ConfigurationError` when it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
+    except IsADirectoryError:
+        usual = path / f"{path.name}.yaml"
+        remedy = f"give {usual}" if usual.exists() else "give the file in it that has the settings"
+        raise ConfigurationError(f"{path} is a folder; {remedy}") from None
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
+        where = "" if path.is_absolute() else f" (looked for in {Path.cwd()})"
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}{where}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{path} is not a UTF-8 text file") from None
 

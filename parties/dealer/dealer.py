@@ -111,8 +111,13 @@ class DealerSession(ServedSession):
         try:
             compare(self._first, self.manifest, stream.peer, manifest)
             check_client(self.id, self._first, self.ticket.client, stream.peer, client)
-            if stream.peer not in self.manifest.parties or stream.peer in self._joined:
-                raise WireError(f"{stream.peer} is not a party of session {self.id}, or asked for its tape twice")
+            if stream.peer not in self.manifest.parties:
+                parties = ", ".join(self.manifest.parties)
+                raise WireError(f"{stream.peer} is not among the parties of session {self.id}, which are {parties}")
+            if stream.peer in self._joined:
+                raise WireError(
+                    f"{stream.peer} asked for its tape of session {self.id} twice: is it started on two hosts? Stop one"
+                )
         except MpcacheError as error:
             self.fail(error)
             raise

@@ -92,6 +92,11 @@ def sign_request(
     Raises `ConfigurationError` when the request is malformed, not signed by its own key, of another name or fingerprint, not
     of a member of the deployment, or for a key that another name has.
     """
+    if not (folder / f"{AUTHORITY}.key").exists():
+        raise ConfigurationError(
+            f"{folder} is not an authority's folder, {AUTHORITY}.key is not in it: give the one that `mpcache init` wrote "
+            f"as {AUTHORITY} into its --out folder"
+        )
     authority = read_certificates(folder / f"{AUTHORITY}.crt")[0]
     left = (authority.not_valid_after_utc - datetime.now(UTC)).total_seconds() / 86400
     if left <= 0:

@@ -30,6 +30,7 @@ from parties.identity.roles import role_of, uri_of
 from parties.names import AUTHORITY, Role, check_name, in_words
 
 CLOCK_SKEW = timedelta(minutes=5)
+REQUESTS = "requests"
 _REMEDY = (
     "make it with `mpcache certs`, ask for it with `mpcache certs request`, or copy it from where the deployment's "
     "certificates were made"
@@ -284,6 +285,12 @@ def check(directory: Path, name: str, role: Role | None = None, revoked: frozens
             "`mpcache certs request`"
         )
     files = directory / f"{name}.crt", directory / f"{name}.key", directory / f"{AUTHORITY}.crt"
+    request = directory / REQUESTS / f"{name}.csr"
+    if not files[0].exists() and request.exists():
+        raise ConfigurationError(
+            f"{files[0]} is not installed: the authority answers {request} (`mpcache certs sign`), and `mpcache certs "
+            f"install --config {name}.yaml {name}.crt` puts its answer in place"
+        )
     identity = replace(check_files(name, *files), revoked=read_revoked(directory) if revoked is None else revoked)
     check_role(identity, role)
     return identity

@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 from mpc.errors import ConfigurationError
 from parties.files import write_file
 from parties.identity.certificates import (
+    REQUESTS,
     Identity,
     check_files,
     check_role,
@@ -27,8 +28,6 @@ from parties.identity.certificates import (
 )
 from parties.identity.fingerprints import fingerprint
 from parties.names import AUTHORITY, Role, check_name
-
-REQUESTS = "requests"
 
 
 def create_request(directory: Path, name: str, keep_key: bool = False) -> tuple[Path, str]:
@@ -103,12 +102,6 @@ def install(
         pending.unlink()
     (directory / REQUESTS / f"{name}.csr").unlink(missing_ok=True)
     return check_files(name, directory / f"{name}.crt", current, directory / f"{AUTHORITY}.crt")
-
-
-def waiting_request(directory: Path, name: str) -> Path | None:
-    """Return the request of `name` that has no answer yet."""
-    file = directory / REQUESTS / f"{name}.csr"
-    return file if file.exists() else None
 
 
 def fingerprints(directory: Path, name: str) -> dict[str, str]:

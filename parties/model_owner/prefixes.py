@@ -64,6 +64,22 @@ class PrefixText:
         if not self.ids:
             raise ConfigurationError("the prefix is empty; give at least one token")
 
+    def split(self, tokens: int) -> list[PrefixText]:
+        """Return it in chunks of so many tokens each, named NAME.1 and so on: the last one ends where the text does, and
+        begins within the one before where that is no multiple. Raises `ConfigurationError` for a text that is shorter.
+
+        >>> [(one.name, list(one.ids)) for one in PrefixText("offer", [5, 6, 7, 8, 9]).split(2)]
+        [('offer.1', [5, 6]), ('offer.2', [7, 8]), ('offer.3', [8, 9])]
+        """
+        last = len(self.ids) - tokens
+        if tokens < 1 or last < 0:
+            raise ConfigurationError(f"split = {tokens}: a chunk has 1 to {len(self.ids)} tokens, as many as the text")
+        starts = [*range(0, last, tokens), last]
+        return [
+            replace(self, name=f"{self.name}.{number}", ids=self.ids[start : start + tokens])
+            for number, start in enumerate(starts, 1)
+        ]
+
 
 def add_prefix(
     config: RoleConfig, model: str | None, text: PrefixText, on_progress: Progress = lambda stage, done, total: None

@@ -32,6 +32,7 @@ LOCK = "lock"
 VERSION = 1
 MAP_BYTES = 1 << 30  # address space, not memory: rows of four million pages
 READERS = 512
+READERS_BYTES = (READERS + 8) * 128  # at least LMDB's table, a cache line or two each
 
 Kind = Literal["prefix", "session"]
 
@@ -107,6 +108,7 @@ class Index:
             folder = root / FOLDER
             if writes:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                _reserve(folder / "lock.mdb")
             self._env = lmdb.open(
                 str(folder), map_size=MAP_BYTES, max_readers=READERS, readonly=not writes, mode=0o600, create=writes
             )
@@ -229,6 +231,16 @@ class Index:
         with told(self.root), self._env.begin(write=True) as made:
             for key, row in rows.items():
                 made.put(key, json.dumps(row).encode())
+
+
+def _reserve(path: Path) -> None:
+    """Have room on disk for LMDB's table of readers, which it writes through a mapping: where the disk is full that would
+    end the process by a signal, here it is an `OSError`."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(handle, 0, READERS_BYTES)
+    finally:
+        os.close(handle)
 
 
 def _from(made: Any, start: bytes) -> list[tuple[bytes, bytes]]:

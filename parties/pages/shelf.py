@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mpc.errors import CheckpointError, EnvironmentProblem
+from mpc.errors import CheckpointError, EnvironmentProblem, MpcacheError
+from parties.events import log
 from parties.pages.index import Owner
 from parties.pages.page_store import SUFFIX, PageStore, named_page, read_page, write_page
 from protocols.row_tensors import RowTensors
@@ -42,6 +43,7 @@ class SessionPages:
         self._seal = store.seal(self._owner)
         self._book = book
         self._sizes: dict[str, int] = {}
+        self._known = False  # whether the index has the owner
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}{SUFFIX}"
@@ -53,8 +55,9 @@ class SessionPages:
         self._sizes[name] = size
         parts = {str(number): t.detach().cpu().contiguous() for number, t in enumerate(tensors)}
         try:
-            if not self._folder.exists():
+            if not self._known:
                 self._store.index.put(self._owner, {})
+                self._known = True
                 self._folder.mkdir(mode=0o700)
             write_page(self._path(name), self._seal, name, parts)
         except OSError as error:
@@ -95,12 +98,15 @@ class SessionPages:
             self._path(name).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Remove all pages."""
+        """Remove all pages. What the disk refuses is left to the next start, so that the session ends in any case."""
         self._book(-sum(self._sizes.values()))
         self._sizes.clear()
-        if self._folder.exists():
+        if self._known:
             shutil.rmtree(self._folder, ignore_errors=True)
-            self._store.index.remove(self._owner)
+            try:
+                self._store.index.remove(self._owner)
+            except MpcacheError as error:
+                log.warning("pages of session %s stay in the index until the next start: %s", self._owner.id, error)
 
 
 def _sums(tensors: list[Tensor]) -> Sums:

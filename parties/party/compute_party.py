@@ -131,7 +131,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         """Return what a session asks of this party. kept: bytes that its policy keeps of the prompt. Raises
         `ConfigurationError` for more memory, and pages, than there ever are."""
         limits, new = self.config.limits, manifest.new_tokens
-        prompt = manifest.prefix_tokens + sum(manifest.chunk_tokens) + manifest.prompt_tokens
+        prompt = manifest.read_tokens
         memory, most = kept_bytes(parse_description(facts.architecture), prompt, new, kept), limits.cached_bytes
         if most is not None and memory > most:
             raise ConfigurationError(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import grpc
 
-from mpc.errors import MpcacheError, WireError
+from mpc.errors import MpcacheError, PeerLost, WireError
 from mpc.in_step import STEP, StepGroup
 from parties.errors import SessionFinished
 from parties.identity.trust import Peer, parties_of
@@ -49,10 +49,16 @@ class StepLink(Session):
         threading.Thread(target=self._main, name=f"in step {self.id[:8]}", daemon=True).start()
 
     def attach(self, stream: PeerStream) -> None:
-        """Let a peer of higher index, which has dialled, join. Raises `WireError` for another one."""
+        """Let a peer of higher index, which has dialled, join. Raises `WireError` for another one, and `PeerLost`, which
+        ends the group, for one that is in it: a stream that goes on does not dial, so it was started again, and what it was
+        doing is gone. Sessions to come get a group of their own."""
         names = self._network.config.party_names
-        if names.index(stream.peer) <= self._network.config.index or stream.peer in self._attached:
+        if names.index(stream.peer) <= self._network.config.index:
             raise WireError(f"{stream.peer} dialled for sessions in step, which is not its part")
+        if stream.peer in self._attached:
+            lost = PeerLost(stream.peer, STEP, "it was started again while sessions ran in step with it")
+            self.fail(lost)
+            raise lost
         stream.move(self)
         stream.share(self._trunk.inbox)
         stream.make_room(INBOX_LIMIT)

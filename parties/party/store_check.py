@@ -7,7 +7,7 @@ Reads what a running party does not write: whole folders of models, and the inde
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,14 +21,15 @@ from parties.party.store import StoredFiles, read_model
 from parties.party.stored_folder import TEMPORARY, remove_folder
 from parties.wire.manifest import ID_PATTERN
 
-Kind = Literal["model", "prefix", "session", "incomplete"]
+Kind = Literal["model", "prefix", "session", "tape", "incomplete"]
 CRASHED = "was left by a crash"
 
 
 @dataclass(frozen=True)
 class Entry:
     """A folder of the store. size: bytes on disk. problem: why it cannot be used, empty where it can; needless: why nothing
-    will ever use it, empty where something may. pages: whose they are, where they are pages."""
+    will ever use it, empty where something may. pages: whose they are, where they are pages. read() says why it is not what
+    was stored, remove() takes it away, where neither is a folder's or pages' usual way."""
 
     kind: Kind
     id: str
@@ -39,6 +40,8 @@ class Entry:
     problem: str = ""
     needless: str = ""
     pages: Owner | None = None
+    read: Callable[[], str] | None = None
+    remove: Callable[[], None] | None = None
 
 
 def entries(store: Path) -> list[Entry]:
@@ -57,6 +60,8 @@ def verify(entry: Entry) -> str:
     if entry.problem or entry.kind in ("incomplete", "session"):
         return entry.problem or entry.needless
     try:
+        if entry.read is not None:
+            return entry.read()
         if entry.pages is not None:
             with Shelves(entry.folder.parent.parent) as shelves:
                 return shelves.problem(entry.pages, whole=True)
@@ -74,6 +79,9 @@ def collect(store: Path, party: str, found: list[Entry]) -> None:
     try:
         for entry in found:
             try:
+                if entry.remove is not None:
+                    entry.remove()
+                    continue
                 if entry.pages is not None:
                     index.remove(entry.pages)
                     gone = entry.folder

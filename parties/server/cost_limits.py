@@ -119,7 +119,7 @@ class Costs:
             manifest.decoding,
             str(manifest.draft),
             str(manifest.prefix_tokens),
-            str((manifest.chunk_tokens, manifest.chunk_again)),
+            str((manifest.chunk_tokens, manifest.chunk_again, manifest.chunk_slots)),
             str(manifest.text_tokens),
         )
         sizes = (str(manifest.prompt_tokens), str(manifest.new_tokens)) if lengths else ()

@@ -208,7 +208,8 @@ class ResumableStream(PeerStream):
         if not may_return:
             self.fail(error)
             return
-        event("connection_lost", self.session.role, session=self.session.id, peer=self.peer, error=str(error), seconds=seconds)
+        name, id = self.session.role, self.session.id
+        event("connection_lost", name, session=id, peer=self.peer, error=str(error), seconds=seconds)
         cancel()
         if self.route is not None:
             threading.Thread(target=dial_again, args=(self, self.route), name=f"dial {self.peer}", daemon=True).start()

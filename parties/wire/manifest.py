@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from models import public_tables
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture
-from models.chunks import MOST_CHUNKS, ChunkPlan
+from models.chunks import MOST_CANDIDATES, MOST_CHUNKS, ChunkPlan
 from models.costs.expert_ways import OPTION as WAY
 from models.costs.expert_ways import with_way
 from models.drafting import MOST_GUESSES, DraftPlan
@@ -77,7 +77,8 @@ class ProgramFacts(BaseModel):
     architecture: hash of its canonical JSON. decoding: what leaves the program, of a decoder or an encoder. options: the
     suite's own settings. temperature: of the dealt noise, with decoding "sample" and only there. draft: guesses of a drafted
     step, 0 without a draft. prefix_tokens: of the registered prefix that the prompt continues, 0 without one;
-    chunk_tokens: of each chunk between them, chunk_again: how many of its first are computed again. text_tokens: of each
+    chunk_tokens: of each chunk between them, chunk_again: how many of its first are computed again; chunk_slots: how many of
+    the chunks stand there, each chosen in secret, 0 where all do, in order. text_tokens: of each
     text of an encoder's session, padding included, none where it has but one; prompt_tokens: of all of them. parties: names
     in order of their index. tables: hash of the public tables that shares are multiplied by (`models.public_tables`).
     """
@@ -91,8 +92,9 @@ class ProgramFacts(BaseModel):
     fraction_bits: Annotated[int, Field(ge=1, le=40)]
     options: Annotated[dict[Annotated[str, Field(max_length=64)], OptionValue], Field(max_length=32)]
     prefix_tokens: Annotated[int, Field(ge=0, le=1 << 24)]
-    chunk_tokens: Annotated[list[Annotated[int, Field(ge=1, le=1 << 24)]], Field(max_length=MOST_CHUNKS)]
+    chunk_tokens: Annotated[list[Annotated[int, Field(ge=1, le=1 << 24)]], Field(max_length=MOST_CANDIDATES)]
     chunk_again: Annotated[int, Field(ge=0, le=1 << 24)]
+    chunk_slots: Annotated[int, Field(ge=0, le=MOST_CHUNKS)]
     prompt_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     text_tokens: Annotated[list[Annotated[int, Field(ge=1, le=1 << 24)]], Field(max_length=MOST_TEXTS)] = []
     new_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
@@ -121,9 +123,20 @@ class ProgramFacts(BaseModel):
     def plan(self) -> AnyPlan:
         """Return the plan. Raises `ConfigurationError` for one that cannot be."""
         draft = DraftPlan(self.draft) if self.draft else None
-        chunks = ChunkPlan(tuple(self.chunk_tokens), self.chunk_again) if self.chunk_tokens else None
-        lengths = Lengths(self.prompt_tokens, self.new_tokens, self.prefix_tokens, chunks, tuple(self.text_tokens))
+        lengths = Lengths(self.prompt_tokens, self.new_tokens, self.prefix_tokens, self.chunk_plan, tuple(self.text_tokens))
         return make_plan(lengths, self.decoding, self.policy, self.temperature, draft)
+
+    @property
+    def chunk_plan(self) -> ChunkPlan | None:
+        """Return what is public of chunks, None without any. Raises `ConfigurationError` for what cannot be."""
+        tokens, slots = self.chunk_tokens, self.chunk_slots
+        if not tokens:
+            return None
+        if not slots:
+            return ChunkPlan(tuple(tokens), self.chunk_again)
+        if len(set(tokens)) > 1:
+            raise ConfigurationError(f"candidates are equally long, got chunks of {tokens} tokens: choose in public instead")
+        return ChunkPlan((tokens[0],) * slots, self.chunk_again, len(tokens))
 
 
 class PrefixFacts(BaseModel):
@@ -139,16 +152,18 @@ class PrefixFacts(BaseModel):
 
 class Manifest(ProgramFacts):
     """Everything public that two parties must agree on before they exchange a share. model: id of the shared weights.
-    prefix: None without one. chunks: ids of the registered texts behind it, in order."""
+    prefix: None without one. chunks: ids of the registered texts behind it, in order, or of the candidates for their
+    slots."""
 
     model: Identifier
     prefix: PrefixFacts | None = None
-    chunks: Annotated[list[Identifier], Field(max_length=MOST_CHUNKS)] = []
+    chunks: Annotated[list[Identifier], Field(max_length=MOST_CANDIDATES)] = []
 
     @classmethod
     def of(cls, model: str, architecture: AnyArchitecture, suite: SuiteSpec, plan: AnyPlan, parties: list[str]) -> Manifest:
         """Return the manifest of a session that runs `plan` in `suite`. model: id of the shared weights. How mixtures of
         experts are computed is chosen here, where the suite does not say it."""
+        chunks = plan.chunks
         if isinstance(architecture, Architecture):
             suite = with_way(suite, architecture, plan.prompt_tokens, plan.policy, len(parties))
         return cls(
@@ -160,8 +175,9 @@ class Manifest(ProgramFacts):
             fraction_bits=suite.fraction_bits,
             options=dict(suite.options),
             prefix_tokens=plan.behind,
-            chunk_tokens=[] if plan.chunks is None else list(plan.chunks.lengths),
-            chunk_again=0 if plan.chunks is None else plan.chunks.again,
+            chunk_tokens=[] if chunks is None else list(chunks.lengths[:1] * chunks.among or chunks.lengths),
+            chunk_again=0 if chunks is None else chunks.again,
+            chunk_slots=len(chunks.lengths) if chunks is not None and chunks.among else 0,
             prompt_tokens=plan.prompt_tokens,
             text_tokens=list(plan.texts) if isinstance(plan, EncodingPlan) and len(plan.texts) > 1 else [],
             new_tokens=plan.new_tokens,
@@ -181,7 +197,14 @@ class Manifest(ProgramFacts):
     def computed_tokens(self) -> int:
         """Return the tokens whose keys and values the session computes before its first output: the prompt's, and those of
         chunks that are computed again."""
-        return self.prompt_tokens + sum(min(self.chunk_again, tokens) for tokens in self.chunk_tokens)
+        chunks = self.chunk_plan
+        return self.prompt_tokens + (0 if chunks is None else chunks.repaired)
+
+    @property
+    def read_tokens(self) -> int:
+        """Return the tokens of prefix, chunks and prompt, which the session's cache holds when it answers."""
+        chunks = self.chunk_plan
+        return self.prefix_tokens + (0 if chunks is None else chunks.tokens) + self.prompt_tokens
 
     @property
     def blocks(self) -> dict[int, tuple[str, int]]:
@@ -199,6 +222,8 @@ class Manifest(ProgramFacts):
     def _prefix_fits(self) -> bool:
         """Whether there is a prefix where there must be one, and a name where it is registered."""
         if len(self.chunks) != len(self.chunk_tokens) or (self.registers and self.chunks):
+            return False
+        if not self.chunks and self.chunk_slots:
             return False
         if self.prefix is None:
             return not self.prefix_tokens and not self.registers
@@ -259,7 +284,7 @@ class Manifest(ProgramFacts):
     def rows_key(self, storings: Sequence[str] = ()) -> tuple[str, ...]:
         """Return the same for the masked rows of its blocks together. storings: at a party, the nonces of their rows."""
         ids = [f"{number}:{id}" for number, (id, _) in self.blocks.items()]
-        return (" ".join(ids), " ".join(storings), str(self.chunk_again), *self.load_key())
+        return (" ".join(ids), " ".join(storings), str((self.chunk_again, self.chunk_slots > 0)), *self.load_key())
 
 
 def row_options(options: Mapping[str, OptionValue]) -> dict[str, OptionValue]:

@@ -256,6 +256,12 @@ class CryptenLinear(Suite):
         shares = arithmetic.truncate_together(self.session, items)
         return [self._value(y, min(b, self.fraction_bits)) for y, b in zip(shares, bits, strict=True)]
 
+    async def one_hot(self, index: Value, size: int) -> Value:
+        """As in `Operations`, by a dealt one-hot vector for each place: 1 round, w bits each."""
+        with label("embed"):
+            opened = masked_factors.opened_indices(self.session, own_value(index).share, size)
+            return self._value(masked_factors.one_hot_rows(self.session, opened, slice(None), size), 0)
+
     async def look_up(self, index: Value, table: Value) -> Value:
         """Return the rows of a fixed secret table, see `protocols.masked.tokens`: 1 round, and 1 more each time that so many
         rows are held as the table's size allows. w bits and 8 V bytes a token; offline a one-hot vector beside what `embed`

@@ -35,7 +35,7 @@ from typing import Any, Literal
 
 from mpc.tape import CountingTape
 from mpc.wide import WIDE_BITS
-from protocols.masked import curves, lifted
+from protocols.masked import curves, lifted, veiled
 from protocols.masked.brackets import Interval, brackets
 from protocols.masked.comparison import Bit, less_than_zero
 from protocols.masked.context import Context, require
@@ -181,14 +181,14 @@ async def _opened_apart(c: Context, x: Masked, kind: str, plan: Plan) -> tuple[S
     bits = (interval.reach << x.frac).bit_length() + 2
 
     async def curve() -> Masked:
-        if waved:
-            frac = fraction_bits(PERIOD[kind])
-            whole = bits + frac - x.frac
-            half = _half(c, x, whole, frac)
-            p = lifted.add(waves(c, kind, x, PERIOD[kind], whole), lifted.sharing(-half.x, whole, frac))
-        else:
+        if not waved:
             read = await segment(c, kind, x)
-            p = read.value(c, bits + read.frac - x.frac)
+            behind = read.value(c, bits + read.frac - x.frac)
+            return await veiled.open_cut(c, behind, behind.frac - x.frac, wraps=True)
+        frac = fraction_bits(PERIOD[kind])
+        whole = bits + frac - x.frac
+        half = _half(c, x, whole, frac)
+        p = lifted.add(waves(c, kind, x, PERIOD[kind], whole), lifted.sharing(-half.x, whole, frac))
         assert isinstance(p, Shared)
         return await open_cut(c, p, p.frac - x.frac, wraps=True)
 

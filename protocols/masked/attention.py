@@ -307,7 +307,7 @@ async def unattended(convert: Conversion, mass: Value) -> None:
 
 def _wide_enough(of: Observed) -> int:
     """Return the fraction bits of numerators with which sums over the observed rows and over all heads fit the ring."""
-    return min(NUMERATOR_BITS, RING_BITS - 4 - INVERSE_BITS - of.rows.numel().bit_length())
+    return min(NUMERATOR_BITS, RING_BITS - 4 - INVERSE_BITS - of.summands.bit_length())
 
 
 async def attention(
@@ -384,7 +384,7 @@ async def observed(
         out, p, r = await _attention(convert, [Part(q, k, v)], rows, None, widths)
     else:
         s = await _scores(convert, [Part(q, k, k)], None, rows)
-        bits = frac + INVERSE_BITS + 4 + of.rows.numel().bit_length()
+        bits = frac + INVERSE_BITS + 4 + of.summands.bit_length()
         hot, inverse = await _numerators(convert, s, rows, (frac, bits), _spread(convert, convert.score_cap))
         p = hot.move(rows.put)
         with operation("softmax sum"):

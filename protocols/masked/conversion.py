@@ -16,12 +16,14 @@ from __future__ import annotations
 import math
 
 from mpc.ring import RING_BITS
+from protocols.masked import veiled
 from protocols.masked.context import Context, require
 from protocols.masked.magnitudes import PlaceBounds
 from protocols.masked.ranges import RangeFlags
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.truncation import raise_ring, truncate
 from protocols.masked.values import MaskedTensor, MaskedWeight
+from protocols.masked.veiled import Veiled
 from protocols.masked.wide import open_any
 from protocols.suite import Value
 
@@ -54,12 +56,14 @@ class Conversion:
         assert isinstance(x, MaskedTensor)
         return x
 
-    def new(self, x: Shared | WideShared | Masked, magnitude: int) -> MaskedTensor:
-        """Return a sharing or a masked value as a value, |x| < 2^magnitude."""
+    def new(self, x: Shared | WideShared | Masked | Veiled, magnitude: int) -> MaskedTensor:
+        """Return a sharing, behind a veil or not, or a masked value as a value, |x| < 2^magnitude."""
         if isinstance(x, Shared):
             return MaskedTensor(self.context, magnitude, x)
         if isinstance(x, WideShared):
             return MaskedTensor(self.context, magnitude, wide=x)
+        if isinstance(x, Veiled):
+            return MaskedTensor(self.context, magnitude, veiled=x)
         return MaskedTensor(self.context, magnitude, masked=x)
 
     def with_bound(self, x: Value, bound: float) -> MaskedTensor:
@@ -103,7 +107,7 @@ class Conversion:
         that holds it. 1 round. Further fraction bits are cut as it is opened. A watched x is checked."""
         if x.unmade is not None:
             x.shared = x.unmade.make(bits)
-        shared = x.widest()
+        shared = x.veiled if x.veiled is not None and x.veiled.frac > frac else x.widest()
         if shared.frac < frac:
             shared = x.as_shared().shift_left(frac - shared.frac)
         excess = shared.frac - frac
@@ -112,7 +116,12 @@ class Conversion:
             require(least + excess <= shared.bits, "open", f"{shared} with |x| < 2^{x.magnitude}")
         most = shared.bits - excess
         opened = max(min(least, most), bits if most >= bits else 0)
-        found = await open_any(self.context, shared.to_ring(opened + excess), excess, wraps=lifted or opened < bits)
+        wraps = lifted or opened < bits
+        if isinstance(shared, Veiled):
+            found = await veiled.open_cut(self.context, shared.to_ring(opened + excess), excess, wraps)
+            x.masked, x.veiled = found, None  # once: what a veil hides is not read in another way
+        else:
+            found = await open_any(self.context, shared.to_ring(opened + excess), excess, wraps)
         if x.watched is not None:
             self.ranges.check(x.watched, found.to_ring(least), 2.0 ** (x.magnitude - 1))
             x.watched, x.checked = None, True

@@ -9,7 +9,7 @@ Both forms are made in a ring that is wider by what is cut, so 2^(3/2 x) is open
 | form | dealt a number, ring of 62 bits, circle of 2^8 | openings |
 | --- | --- | --- |
 | `window` | 2^(-3/2 lam) as a number around the circle: 384 bits, 48 B | 1 |
-| `bits` | XOR one-hot bits of a digit in units of 4, and sigma 2^(-3/2 lam_lo) alone and times a mask: 8 + 28 B | 2 |
+| `bits` | XOR one-hot bits of a digit in units of 4, sigma 2^(-3/2 lam_lo) alone and times a top bit, a mask: 8 + 25 B | 2 |
 
 `window`: the dealer deals N = 2^(-3/2 lam), 30 bits of it, shared modulo 2^L - 1, L the circle's bits (`mpc.cyclic`). Turned
 by the public m = 2 a + b by 3 a places, N holds 2^(-3/2 lam + 3 a), and what of it lies around the point is read as a window
@@ -41,17 +41,18 @@ from torch import Tensor
 from mpc.cyclic import placed, subtract, window
 from mpc.ring import RING_BITS
 from mpc.wide import Wide
-from protocols.masked import lifted, veiled
+from protocols.masked import veiled
 from protocols.masked.context import Context, require
 from protocols.masked.forms import Form, choose
 from protocols.masked.histogram import parity
+from protocols.masked.lifted import Factor
 from protocols.masked.one_hot import digit
 from protocols.masked.powers_of_two import OCTAVES, powers
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.signed_one_hot import one_hot_words, turned
 from protocols.masked.truncation import open_cut, truncate
 from protocols.masked.veiled import Veiled
-from protocols.masked.wide import open_any, open_cut_wide
+from protocols.masked.wide import open_cut_wide
 
 UNITS, UNIT_BITS = 7879, 13  # units of exponents in one of scores, and the fraction bits of that
 UNREAD = 64  # units at the lower end of the circle that no x lies in
@@ -147,7 +148,7 @@ def exponential_forms(elements: int, range_bits: int, frac: int, bits: int, part
     sent = left * others
     forms = [Form("window", 0, elements * sent / 8, elements * dealt / 8, elements * 1.1e-7, elements * 1.4e-7)]
     if parties == 2:
-        dealt = (1 << (range_bits - UNIT)) + 3 * (bits + CUT) - _opened(frac)
+        dealt = (1 << (range_bits - UNIT)) + 3 * bits + 2 * CUT - _opened(frac)
         sent = bits + _opened(frac)
         forms.append(Form("bits", 1, elements * sent / 8, elements * dealt / 8, elements * 1.2e-7, elements * 1.6e-7))
     return forms
@@ -227,8 +228,8 @@ async def by_bits(c: Context, x: Masked, frac: int, bits: int, below: Below | No
         value = powers(-1, low, x.frac, 0, DEALT_FACTOR, str(x.lam.device))[x.lam & ((1 << low) - 1)]
         return torch.where(bit == 1, value, -value)
 
-    product = lifted.multiply_known(c, "exponential", u, known, DEALT_FACTOR, bits + CUT)
-    return await open_any(c, product, CUT)
+    product = veiled.sum_known(c, "exponential", [(u, Factor(known, DEALT_FACTOR))], bits + CUT)
+    return await veiled.open_cut(c, product, CUT)
 
 
 def _is_below(c: Context, words: Tensor, m_hi: Tensor, width: int, lowest: int) -> Tensor:

@@ -41,6 +41,10 @@ Known = Callable[[], Words]
 """What the dealer knows: signed numbers, called at the dealer alone."""
 
 
+Fresh = Callable[[Known], Words]
+"""Gives what is taken from a sum in place of the products of masks and factors, which it gets."""
+
+
 @dataclass(frozen=True)
 class Factor:
     """A number that the dealer knows, with so many fraction bits."""
@@ -235,14 +239,17 @@ def multiply_known(c: Context, op: str, x: Masked, known: Known, frac: int, bits
 
 
 def sum_known(
-    c: Context, op: str, terms: Sequence[tuple[Masked, Factor]], bits: int, bit: Choice | None = None
+    c: Context, op: str, terms: Sequence[tuple[Masked, Factor]], bits: int, bit: Choice | Fresh | None = None
 ) -> Shared | WideShared:
     """Return [bit sum_e x_e F_e] modulo 2^bits, for numbers F_e that the dealer knows and, perhaps, an opened bit; local.
 
     terms: all of one shape. The result has the fraction bits of the finest product; a factor of a product that has s_e fewer
     is dealt in a ring that is as much smaller. Offline: bits, all bits - s_e and all bits - s_e - x_e.bits per element;
-    twice as much with a bit: what is dealt and 0, in an order that its mask names, one of which the opened bit reads."""
+    twice as much with a bit: what is dealt and 0, in an order that its mask names, one of which the opened bit reads. With
+    `Fresh` in place of a bit, the products of masks and factors are not dealt, and [sum_e x_e F_e + R] is returned
+    (`veiled`)."""
     require(2 <= bits <= WIDE_BITS, op, f"a product of {bits} bits does not fit {WIDE_BITS}")
+    fresh, bit = (None, bit) if bit is None or isinstance(bit, Choice) else (bit, None)
     shape, frac = terms[0][0].shape, max(x.frac + factor.frac for x, factor in terms)
     forms = [_lifted(c, x, bits) for x, _ in terms]
     known = [_Term("factor", factor.known, frac - x.frac - factor.frac) for x, factor in terms]
@@ -252,7 +259,10 @@ def sum_known(
         return functools.reduce(operator.add, products)
 
     factors = [_dealt(c, op, shape, bits, [k], bit) for k in known]
-    of_masks = _deal(c, f"{op}: factor: mask", shape, bits, masks, bit)
+    if fresh is not None:
+        of_masks = fresh(masks)
+    else:
+        of_masks = _deal(c, f"{op}: factor: mask", shape, bits, masks, bit)
     both = [_joined(top, k, bits) for form, k in zip(forms, known, strict=True) for top in form.terms[1:]]
     tops = [_dealt(c, f"{op}: factor", shape, bits, [term], bit) for term in both if term.shift < bits]
     if not c.evaluating:

@@ -1,7 +1,8 @@
 """Linear layers of the suite `masked`: weights, x W + b, and rows of the token table.
 
 A weight is masked once, when it is loaded, and reused for ever (`weights`); a product with it then costs the opening of x.
-Rounds: 1 where x is not masked yet; `look_up` 2. Bytes: ring bits per element of x. Offline: ring bits per output element.
+Rounds: 1 where x is not masked yet; `look_up` 2. Bytes: ring bits per element of x. Offline: ring bits per output element;
+of one that is opened next, as it is, only those that are left when it is (`veiled`).
 Leaks: nothing; what is opened is masked (docs/security.md, "Suite masked").
 """
 
@@ -17,13 +18,14 @@ from mpc.errors import RangeError
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.bounds import LARGEST_WEIGHT
-from protocols.masked import lifted, product, tokens
-from protocols.masked.context import Context
+from protocols.masked import lifted, product, tokens, veiled
+from protocols.masked.context import Context, open_value
 from protocols.masked.conversion import Conversion
 from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
 from protocols.masked.shares import Masked, WideShared
 from protocols.masked.stream import written_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
+from protocols.masked.veiled import Veiled
 from protocols.masked.weights import fixed_weight
 from protocols.suite import Linear, Value
 
@@ -77,6 +79,24 @@ def weight_product(convert: Conversion, x: Masked, weight: Value, magnitude: int
     return convert.new(product.weight_product(convert.context, "linear", x, _fixed(weight)), magnitude)
 
 
+async def opened_product(convert: Conversion, x: Masked, weight: Value, cut: int) -> Masked:
+    """Return <x W>, `cut` fraction bits fewer. 1 round."""
+    c = convert.context
+    if cut == 0:
+        return await open_value(c, product.weight_product(c, "linear", x, _fixed(weight)))
+    return await veiled.open_cut(c, veiled.weight_product(c, "linear", x, _fixed(weight)), cut)
+
+
+def _behind(convert: Conversion, x: Masked, weight: Value, added: Sequence[MaskedTensor]) -> Veiled:
+    """Return x W plus values of no more fraction bits behind a veil, in the smallest of their rings; local."""
+    out = veiled.weight_product(convert.context, "linear", x, _fixed(weight))
+    for term in added:
+        finer = term.as_shared()
+        finer = finer.shift_left(out.frac - finer.frac)
+        out = out.to_ring(min(out.bits, finer.bits)).add(finer)
+    return out
+
+
 async def linear(convert: Conversion, x: Value, layer: Linear, residual: Value | None = None) -> MaskedTensor:
     """Return x W + b (+ residual), Shared, fraction_bits + 16 fraction bits."""
     t = convert.tensor(x)
@@ -92,11 +112,14 @@ async def linear(convert: Conversion, x: Value, layer: Linear, residual: Value |
         bits = max(bits, written_bits(convert, frac, math.prod(x.shape[:-1]), layer.weight.shape[-1]))
     with operation("linear"):
         m = await convert.masked(t, frac, bits)
+        added = [convert.tensor(term) for term in (layer.bias, residual) if term is not None]
+        if (written or layer.use == "function") and all(term.frac <= frac + WEIGHT_BITS for term in added):
+            out = convert.new(_behind(convert, m, layer.weight, added), magnitude)  # opened next, and as it is
+            out.watched = watched
+            return out
         out = weight_product(convert, m, layer.weight, magnitude)
-    if layer.bias is not None:
-        out = out + convert.tensor(layer.bias)
-    if residual is not None:
-        out = out + residual
+    for term in added:
+        out = out + term
     out.magnitude, out.watched = magnitude, watched
     return out
 
@@ -118,6 +141,13 @@ async def gained(convert: Conversion, x: Value, gain: Value) -> MaskedTensor:
     with operation("gain"):
         m = await convert.masked(t, frac, RING_BITS if t.masked is None else least)
         return convert.new(product.weight_multiply(convert.context, "gain", m, _fixed(gain)), magnitude)
+
+
+async def one_hot(convert: Conversion, index: Value, size: int) -> MaskedTensor:
+    """Return the one-hot rows of secret places, see `Operations.one_hot`. 1 round, w bits each."""
+    with operation("embed"):
+        found = await tokens.opened_rows(convert.context, convert.tensor(index).as_shared(), size, RING_BITS)
+        return convert.new(found, 1)
 
 
 async def look_up(convert: Conversion, index: Value, table: Value) -> MaskedTensor:

@@ -24,7 +24,7 @@ from protocols.masked import lifted
 from protocols.masked.arithmetic import ROTATION_BITS
 from protocols.masked.context import Context, open_value
 from protocols.masked.conversion import Conversion
-from protocols.masked.linear import fixed_vector, linear, weight_product
+from protocols.masked.linear import fixed_vector, linear, opened_product, weight_product
 from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
 from protocols.masked.power import Power, power
 from protocols.masked.shares import Masked, Shared
@@ -186,7 +186,7 @@ async def _product_first(convert: Conversion, h: Masked, norm: Norm, layers: Seq
 
     async def before(layer: Linear) -> Masked:
         with operation("linear"):
-            found = await open_cut(c, weight_product(convert, h.to_ring(b.bits), layer.weight, 0).as_shared(), cut)
+            found = await opened_product(convert, h.to_ring(b.bits), layer.weight, cut)
             convert.ranges.check(kind, found, b.product)
             return found
 

@@ -99,19 +99,37 @@ def weight_product(c: Context, op: str, x: Masked, w: FixedWeight) -> Shared:
 
     [x W] = m_x [W] + ([lam_x lam_W] - [lam_x] m_W); what stands in parentheses needs no input and is precomputed.
     """
-    shape = (*x.shape[:-1], w.shape[-1])
-    bits = x.bits
+    _check_weight(op, x, w)
+    return weighted(c, op, x, w, c.deal(op, weighted_shape(x, w), x.bits, lambda: product_of_masks(x, w)))
 
-    def times(rows: Tensor, product: Callable[[Tensor, int], Tensor]) -> Tensor:
-        flat = rows.reshape(-1, rows.shape[-1]) if len(w.shape) == 2 else rows
-        return product(flat, bits).reshape(shape)
 
-    require(bits <= w.bits, op, f"a weight kept modulo 2^{w.bits} cannot be multiplied in a ring of {bits} bits")
-    term = c.deal(op, shape, bits, lambda: times(x.lam, lambda rows, bits: ring.matmul(rows, w.lam, bits)))
-    precomputed = c.tape.precompute(op, shape, lambda: term - times(x.lam, w.times_m))
+def weighted_shape(x: Masked, w: FixedWeight) -> tuple[int, ...]:
+    """Return the shape of x @ W."""
+    return (*x.shape[:-1], w.shape[-1])
+
+
+def _check_weight(op: str, x: Masked, w: FixedWeight) -> None:
+    require(x.bits <= w.bits, op, f"a weight kept modulo 2^{w.bits} cannot be multiplied in a ring of {x.bits} bits")
+
+
+def _times(x: Masked, w: FixedWeight, rows: Tensor, product: Callable[[Tensor, int], Tensor]) -> Tensor:
+    flat = rows.reshape(-1, rows.shape[-1]) if len(w.shape) == 2 else rows
+    return product(flat, x.bits).reshape(weighted_shape(x, w))
+
+
+def product_of_masks(x: Masked, w: FixedWeight) -> Tensor:
+    """Return lam_x @ lam_W, at the dealer."""
+    return _times(x, w, x.lam, lambda rows, bits: ring.matmul(rows, w.lam, bits))
+
+
+def weighted(c: Context, op: str, x: Masked, w: FixedWeight, term: Tensor) -> Shared:
+    """Return x @ W as `weight_product`, with `term`, whatever it is, in place of [lam_x lam_W]; local."""
+    _check_weight(op, x, w)
+    shape = weighted_shape(x, w)
+    precomputed = c.tape.precompute(op, shape, lambda: term - _times(x, w, x.lam, w.times_m))
     if not c.evaluating:
-        return Shared(c.blank(shape), bits, x.frac + w.frac)
-    return Shared(times(x.m, w.times_own) + precomputed, bits, x.frac + w.frac)
+        return Shared(c.blank(shape), x.bits, x.frac + w.frac)
+    return Shared(_times(x, w, x.m, w.times_own) + precomputed, x.bits, x.frac + w.frac)
 
 
 def weight_multiply(c: Context, op: str, x: Masked, w: FixedWeight) -> Shared:

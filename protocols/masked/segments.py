@@ -21,9 +21,11 @@ sigma v_e is local. It is opened, masked, in a ring as small as its values, whil
 sigma (-rho)^e, a table of two entries that the dealer knows, read at the opened bit (`lifted.sum_known`). A borrow
 from below reads the segment above with t < 0, for which it is fitted too.
 
+Without the bit P is opened by itself, behind a veil (`veiled`).
+
 Rounds: 1. Online: the sum of the rings of sigma v_e, 46 bits for degree 2. Offline: 2^width bits, and 2 (degree + 2) K less
 what factors have fewer fraction bits, and 2 (what the rings lack of it), for a result of K bits, half of these without the
-bit; with more than two parties 2^width times some 40 bits in place of 2^width.
+bit and less by what is cut of K; with more than two parties 2^width times some 40 bits in place of 2^width.
 Error: that of the curve, and 2^-15 for each v_e and each power of rho.
 Leaks: nothing; masks are fresh (docs/security.md, "Segments").
 Sources: SIGMA (Gupta et al. 2024); Boyle, Gilboa, Ishai 2019.
@@ -39,7 +41,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from protocols.masked import curves
+from protocols.masked import curves, veiled
 from protocols.masked.comparison import Bit
 from protocols.masked.context import Context, require
 from protocols.masked.lifted import Factor, sum_known
@@ -47,6 +49,7 @@ from protocols.masked.opened_bits import choice
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.signed_one_hot import SignedOneHot, signed_look_up, signed_one_hot
 from protocols.masked.truncation import open_cut
+from protocols.masked.veiled import Veiled
 from protocols.schedule import together
 
 VALUE_BITS = 15  # fraction bits of v_e when it is opened
@@ -81,9 +84,9 @@ class Segment:
         """Fraction bits of P."""
         return max(v.frac + factor.frac for v, factor in self.terms)
 
-    def value(self, c: Context, bits: int) -> Shared | WideShared:
-        """Return [P(x)] modulo 2^bits where the digit names x's segment; local."""
-        return sum_known(c, f"{self.kind} segments", self.terms, bits)
+    def value(self, c: Context, bits: int) -> Veiled:
+        """Return P(x) modulo 2^bits where the digit names x's segment, behind a veil; local."""
+        return veiled.sum_known(c, f"{self.kind} segments", self.terms, bits)
 
     def times(self, c: Context, bit: Bit, bits: int) -> Shared | WideShared:
         """Return [bit P(x)] modulo 2^bits; local. bit: of one opened bit, 0 where the digit does not name x's segment."""

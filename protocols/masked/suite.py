@@ -164,6 +164,9 @@ class MaskedSuite(Suite):
     async def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> MaskedTensor:
         return await linear.linear(self.convert, x, layer, residual)
 
+    async def one_hot(self, index: Value, size: int) -> MaskedTensor:
+        return await linear.one_hot(self.convert, index, size)
+
     async def look_up(self, index: Value, table: Value) -> MaskedTensor:
         return await linear.look_up(self.convert, index, table)
 

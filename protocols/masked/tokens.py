@@ -80,6 +80,12 @@ def one_hot_rows(c: Context, index: Masked, size: int, bits: int) -> Shared:
     return Shared(inside, bits, 0)
 
 
+async def opened_rows(c: Context, index: Shared, size: int, bits: int) -> Shared:
+    """Return the one-hot rows [T, size] modulo 2^bits of secret indices [T]. 1 round, w bits each; dealt as a one-hot vector
+    of w bits' places each."""
+    return one_hot_rows(c, await open_value(c, index.to_ring(index_bits(size))), size, bits)
+
+
 def row_forms(shape: tuple[int, int, int], bits: int, parties: int) -> list[Form]:
     """Return what each form costs beyond the index and its one-hot vector: shape [tokens, V, D]."""
     tokens, size, width = shape

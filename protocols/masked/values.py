@@ -19,6 +19,7 @@ from protocols.masked.append_buffer import AppendBuffer, rows_of
 from protocols.masked.context import Context
 from protocols.masked.packed_rows import PackedRows
 from protocols.masked.shares import Masked, Shared, WideShared
+from protocols.masked.veiled import Veiled
 from protocols.row_tensors import RowTensors
 from protocols.suite import Value
 
@@ -41,13 +42,14 @@ class RankedRows:
 
 @dataclass
 class MaskedTensor(Value):
-    """A tensor of the suite. At least one of `shared`, `masked`, `wide`, `ranked` and `packed` is set; all stand for the
-    same value.
+    """A tensor of the suite. At least one of `shared`, `masked`, `wide`, `ranked`, `veiled` and `packed` is set; all stand
+    for the same value.
 
     ranked: one-hot rows of ranks, of which a sharing is made when it is asked for. wide: a sharing in more than 64 bits,
-    from which x is opened in one round whatever ring is asked for. |x| < 2^magnitude. watched: a kind of `RANGE_KINDS` whose
-    bound, 2^(magnitude - 1), is checked when x is opened; until then |x| may be larger. checked: it was, so |x| is below 3/2
-    of that bound or flagged. most: what |x| is at most, where that is known more closely. positive: x > -1.
+    from which x is opened in one round whatever ring is asked for. veiled: a sharing that is opened once, or made an
+    ordinary one, and is gone then. |x| < 2^magnitude. watched: a kind of `RANGE_KINDS` whose bound, 2^(magnitude - 1), is
+    checked when x is opened; until then |x| may be larger. checked: it was, so |x| is below 3/2 of that bound or flagged.
+    most: what |x| is at most, where that is known more closely. positive: x > -1.
     """
 
     context: Context
@@ -61,6 +63,7 @@ class MaskedTensor(Value):
     positive: bool = False
     wide: WideShared | None = None
     ranked: RankedRows | None = None
+    veiled: Veiled | None = None
     packed: PackedRows | None = None  # alone: rows that are held for attention, and for nothing else
 
     @property
@@ -99,13 +102,15 @@ class MaskedTensor(Value):
     @property
     def frac(self) -> int:
         """Fraction bits."""
-        return self.form.frac
+        return self.form.frac if self.veiled is None else self.veiled.frac
 
     @property
     def shape(self) -> torch.Size:
         """Public shape."""
         if self.packed is not None:
             return self.packed.shape
+        if self.veiled is not None:
+            return self.veiled.shape
         return self.form.shape if self.unmade is None else self.unmade.shape
 
     @property
@@ -127,6 +132,8 @@ class MaskedTensor(Value):
                 self.shared = self.context.shared(self.masked)
             elif self.unmade is not None:
                 self.shared = self.unmade.make(RING_BITS)
+            elif self.veiled is not None:
+                self.shared, self.veiled = self.veiled.without(self.context), None
             else:
                 assert self.wide is not None
                 self.shared = self.wide.narrow()

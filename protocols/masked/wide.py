@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from mpc import wide
@@ -90,16 +89,16 @@ class WideOpening(Request[Wide]):
         return Wide(c.blank(self.x.shape), c.blank(self.x.shape))
 
 
-def _fresh_mask(c: Context, shape: torch.Size, bits: int) -> Wide:
-    """Return a uniform mask modulo 2^bits: the dealer gets it whole, a party its share."""
-    low = c.tape.random_shares("open", tuple(shape), RING_BITS)
-    high = c.tape.random_shares("open, high", tuple(shape), bits - RING_BITS)
+def random(c: Context, op: str, shape: Sequence[int], bits: int) -> Words:
+    """Return a fresh uniform value modulo 2^bits: the dealer gets it whole, a party its share. Nothing is dealt."""
+    if bits <= RING_BITS:
+        return c.tape.random(op, tuple(shape), bits)
+    low = c.tape.random_shares(op, tuple(shape), RING_BITS)
+    high = c.tape.random_shares(f"{op}, high", tuple(shape), bits - RING_BITS)
     total = Wide(low[0], high[0])
     for a, b in zip(low[1:], high[1:], strict=True):
         total = total + Wide(a, b)
-    found = wide.reduce(total, bits)
-    assert isinstance(found, Wide)
-    return found
+    return wide.reduce(total, bits)
 
 
 async def open_cut_wide(c: Context, x: WideShared, count: int, wraps: bool = False) -> Masked:
@@ -116,7 +115,8 @@ async def open_cut_wide(c: Context, x: WideShared, count: int, wraps: bool = Fal
             own = own + ((Wide.of(own.low * 0 + 1) << count) + -1)
         cut = wide.shifted(wide.reduce(own, x.bits), count, x.bits)
         return await open_cut(c, Shared(cut, left, frac), 0, wraps)
-    lam = _fresh_mask(c, x.shape, x.bits)
+    lam = random(c, "open", x.shape, x.bits)
+    assert isinstance(lam, Wide)
     m = await WideOpening(x, lam)
     short = c.deal("truncate", x.shape, left, lambda: wide.shifted(lam, count, x.bits))
     return Masked(wide.shifted(m, count, x.bits) if c.evaluating else c.blank(x.shape), short, left, frac)

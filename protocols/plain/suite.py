@@ -169,8 +169,11 @@ class PlainSuite(Suite):
             product = product + tensor_of(layer.bias)
         return PlainValue(product if residual is None else product + tensor_of(residual))
 
+    async def one_hot(self, index: Value, size: int) -> PlainValue:
+        return PlainValue(functional.one_hot(tensor_of(index), size).to(self.dtype))
+
     async def look_up(self, index: Value, table: Value) -> PlainValue:
-        return PlainValue(tensor_of(table)[tensor_of(index)])
+        return PlainValue(tensor_of(table)[tensor_of(index).round().long()])
 
     async def embed(self, one_hot: Value, table: Value) -> PlainValue:
         return PlainValue(tensor_of(one_hot) @ tensor_of(table))

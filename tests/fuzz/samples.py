@@ -37,6 +37,7 @@ def make_manifest(**changes: Any) -> Manifest:
         "prefix_tokens": 0,
         "chunk_tokens": [],
         "chunk_again": 0,
+        "chunk_slots": 0,
         "prompt_tokens": 9,
         "new_tokens": 3,
         "decoding": "greedy",

@@ -27,6 +27,8 @@ from transformers import (
     RobertaModel,
 )
 
+from tests.models.random_sizes import drawn
+
 BERT: dict[str, Any] = {
     "vocab_size": 101,
     "hidden_size": 60,
@@ -67,10 +69,12 @@ VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 
 
-def build(name: str, seed: int = 0) -> Any:
-    """A model in evaluation mode whose every parameter, gains and offsets included, is far from its neutral value."""
+def build(name: str, seed: int = 0, sizes: int = 0) -> Any:
+    """A model in evaluation mode whose every parameter, gains and offsets included, is far from its neutral value. sizes: as
+    in `random_checkpoints`."""
     torch.manual_seed(seed)
     model_class, config_class, values = VARIANTS[name]
+    values = drawn(values, sizes) if sizes else values
     model = model_class(config_class(**values, attn_implementation="eager")).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -80,9 +84,9 @@ def build(name: str, seed: int = 0) -> Any:
     return model
 
 
-def save(name: str, directory: Path, seed: int = 0, **options: Any) -> Any:
+def save(name: str, directory: Path, seed: int = 0, sizes: int = 0, **options: Any) -> Any:
     """Build and save; returns the model."""
-    model = build(name, seed)
+    model = build(name, seed, sizes)
     model.save_pretrained(directory, **options)
     return model
 

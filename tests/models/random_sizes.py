@@ -1,16 +1,17 @@
-"""Sizes drawn at random for a variant of `random_checkpoints` or `random_encoder_decoders`: heads, channels, widths, layers,
-windows, experts, tied or not; what all of transformers' families build."""
+"""Sizes drawn at random for a variant of `random_checkpoints`, `random_encoder_decoders` or `random_encoders`: heads,
+channels, widths, windows, experts, labels, tied or not; what all of transformers' families build."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-WIDTH = ("hidden_size", "n_embd", "d_model")
-HEADS = ("num_attention_heads", "n_head", "num_heads")
+WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
+HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 GROUPS = ("num_key_value_heads", "num_kv_heads")
 CHANNELS = ("head_dim", "d_kv")
-FORWARD = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "moe_intermediate_size")
+FORWARD = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "moe_intermediate_size", "hidden_dim")
+LABELS = ("num_labels",)
 EXPERTS = ("num_experts", "num_local_experts")
 WINDOW = "sliding_window"
 
@@ -24,6 +25,7 @@ def drawn(values: dict[str, Any], seed: int) -> dict[str, Any]:
     def put(names: tuple[str, ...], value: int) -> None:
         found.update({name: value for name in names if name in values})
 
+    put(LABELS, draw.randrange(1, 9))
     put(FORWARD, draw.randrange(19, 80))
     found["vocab_size"] = draw.randrange(61, 130)
     if "tie_word_embeddings" in values:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from launch.local.in_process import InProcessSuite
 from launch.measure.encoding import encode_on_shares
+from models.calibration.encoders import measure_encoder
+from models.calibration.sequences import sequences
 from models.checkpoint import load_checkpoint
 from models.costs.estimation import estimate
 from models.costs.tracing import Setting
@@ -84,6 +87,60 @@ def test_what_padding_holds_changes_nothing(tmp_path: Path) -> None:
     torch.testing.assert_close(plain.run(other, plan)[0], wanted, atol=TOLERANCE, rtol=0)
     other[1] = 1
     assert (plain.run(other, plan)[0] - wanted).abs().max() > 10 * TOLERANCE
+
+
+def test_earlier_names_of_norms(tmp_path: Path) -> None:
+    """The first published files, `bert-base-uncased` among them, call gain and offset gamma and beta."""
+    model = encoders.save("bert-words", tmp_path)
+    ids, types = encoders.text(model, LENGTH)
+    wanted = encoders.outputs(model, ids, types)["words"]
+    file = tmp_path / "model.safetensors"
+    new, old = ("LayerNorm.weight", "LayerNorm.bias"), ("LayerNorm.gamma", "LayerNorm.beta")
+    renamed = {name.replace(new[0], old[0]).replace(new[1], old[1]): x for name, x in load_file(file).items()}
+    assert any(name.endswith("gamma") for name in renamed)
+    save_file(renamed, file)
+    found = PlainEncoder(load_checkpoint(tmp_path)).output(EncoderInput(ids, types, place=2), "words")
+    torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
+
+
+def test_padding_tokens_within_a_text(tmp_path: Path) -> None:
+    """BERT reads them as any token; RoBERTa gives them no position, so its texts are refused that hold one."""
+    model = encoders.save("bert", tmp_path)
+    ids = [5, model.config.pad_token_id, 7, 8]
+    found = PlainEncoder(load_checkpoint(tmp_path)).output(EncoderInput(ids), "hidden")
+    torch.testing.assert_close(found, encoders.outputs(model, ids, [])["hidden"], atol=TOLERANCE, rtol=0)
+    model = encoders.save("roberta", tmp_path)
+    ids[1] = model.config.pad_token_id
+    with pytest.raises(ConfigurationError, match=r"the text holds the padding token \(id 1\), to which a 'roberta' model"):
+        PlainEncoder(load_checkpoint(tmp_path)).output(EncoderInput(ids), "hidden")
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_the_bias_of_padding_has_a_bound_of_its_own(name: str, tmp_path: Path) -> None:
+    """Calibration measures scores without it, over tokens and padding, and no random text has a padding token."""
+    model = encoders.save(name, tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
+    texts = sequences(checkpoint, "no tokenizer reads this")
+    assert not any(checkpoint.encoder.pad in ids for ids in texts)
+    spread = max(measure_encoder(checkpoint, [ids[:13] for ids in texts]).kinds["score"])
+    rows = [torch.tensor([[*ids[:13], *[checkpoint.encoder.pad] * 3]]) for ids in texts]
+    mask = torch.tensor([[1] * 13 + [0] * 3])
+    places = [torch.arange(16)[None] + (model.config.pad_token_id + 1 if name == "roberta" else 0)] * len(rows)
+    seen: list[float] = []
+    for layer in model.encoder.layer:
+        layer.attention.self.register_forward_hook(lambda block, given, out: seen.append(scores_of(block, given[0])))
+    with torch.inference_mode():
+        for ids, where in zip(rows, places, strict=True):
+            model(ids, attention_mask=mask, position_ids=where)
+    assert spread == pytest.approx(max(seen), rel=1e-4)
+
+
+def scores_of(block: Any, rows: torch.Tensor) -> float:
+    """The largest spread of a row of attention scores of rows [1, T, D], as Hugging Face's projections make them."""
+    heads = (rows.shape[1], block.num_attention_heads, block.attention_head_size)
+    q, k = (part(rows)[0].reshape(heads).transpose(0, 1) for part in (block.query, block.key))
+    scores = q @ k.transpose(1, 2) / heads[2] ** 0.5
+    return float((scores.amax(-1) - scores.amin(-1)).max())
 
 
 def test_lengths() -> None:

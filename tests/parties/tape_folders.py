@@ -44,6 +44,7 @@ def manifest(checkpoint: Path, **changes: Any) -> Manifest:
         "prefix_tokens": 0,
         "chunk_tokens": [],
         "chunk_again": 0,
+        "chunk_slots": 0,
         "prompt_tokens": len(PROMPT),
         "new_tokens": 4,
         "decoding": "greedy",

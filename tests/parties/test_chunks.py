@@ -10,6 +10,7 @@ from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, PlainModel
 from mpc.errors import ConfigurationError
 from parties.client.client import GenerationResult
+from parties.client.prefixes import PUBLIC, SECRET, ChunkChoice
 from parties.client.request import GenerationRequest
 from parties.client.sampling_params import SamplingParams
 from parties.model_owner.prefixes import PrefixText, add_prefix, remove_prefix
@@ -19,6 +20,7 @@ from tests.models.test_prefixes import PROMPT
 from tests.parties.deployment import Deployment
 
 PREFIX, FIRST, SECOND, QUESTION = PROMPT[:3], PROMPT[3:8], PROMPT[8:14], PROMPT[14:]
+THIRD = [41, 7, 66, 12, 80]
 NEW = 3
 MASKED = SuiteSpec("masked")
 
@@ -31,15 +33,23 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     with Deployment(folder, 2, deadline_seconds=60) as deployment:
         deployment.share(folder / "checkpoint", "tiny")
         owner = deployment.config("model-owner", "owner")
-        for name, ids, secret in (("terms", PREFIX, False), ("first", FIRST, False), ("second", SECOND, True)):
+        texts = (("terms", PREFIX, False), ("first", FIRST, False), ("second", SECOND, True), ("third", THIRD, True))
+        for name, ids, secret in texts:
             add_prefix(owner, "tiny", PrefixText(name, ids, secret, MASKED))
         yield deployment
 
 
-def ask(held: Deployment, chunks: list[str], prefix: str | None, repair: float) -> GenerationResult:
+def ask(
+    held: Deployment,
+    chunks: list[str],
+    prefix: str | None,
+    repair: float,
+    retrieval: str = PUBLIC,
+    candidates: list[str] | None = None,
+) -> GenerationResult:
+    choice = ChunkChoice(chunks, repair, retrieval, candidates)
     params = SamplingParams(NEW, ignore_eos=True)
-    request = GenerationRequest(QUESTION, params, MASKED, "full", "tiny", prefix=prefix, chunks=chunks, repair=repair)
-    return held.client().generate(request)
+    return held.client().generate(GenerationRequest(QUESTION, params, MASKED, model="tiny", prefix=prefix, chunks=choice))
 
 
 def wanted(held: Deployment, ids: list[int]) -> list[int]:
@@ -64,9 +74,32 @@ def test_rows_are_loaded_once_and_a_question_costs_itself_and_the_repair(held: D
     assert others[0] < 0.7 * whole.costs["party0"]["total"]["bytes_sent"]
 
 
+def test_which_chunk_is_read_is_secret_among_those_of_one_length(held: Deployment) -> None:
+    """Parties hear of the same session whichever is asked for; the answers are those of the chunks."""
+    sent = set()
+    for name, ids in (("first", FIRST), ("third", THIRD)):
+        assert ask(held, [name], "terms", 1.0, SECRET).tokens == wanted(held, [*PREFIX, *ids, *QUESTION])
+        in_public = ask(held, [name], "terms", 0.4).tokens
+        for candidates in (None, ["third", "first"]):  # by default all of that length
+            result = ask(held, [name], "terms", 0.4, SECRET, candidates)
+            assert result.tokens == in_public
+            sent.add(result.costs["party0"]["total"]["bytes_sent"])
+    assert len(sent) == 2  # the first of them loaded the candidates for all others
+    with pytest.raises(ConfigurationError, match=r"second \(6\): candidates are as long as the chunk first, 5 tokens"):
+        ask(held, ["first", "second"], None, 0.2, SECRET)
+    with pytest.raises(ConfigurationError, match="third: not among the candidates"):
+        ask(held, ["third"], None, 0.2, SECRET, ["first"])
+    for retrieval, message in (
+        (PUBLIC, "candidates: chunks are chosen among them in secret"),
+        ("open", "retrieval = 'open'"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            ask(held, ["third"], None, 0.2, retrieval, ["third"])
+
+
 def test_what_cannot_be(held: Deployment) -> None:
-    with pytest.raises(ConfigurationError, match="prefix 'third': 0 of model 'tiny' fit; all parties hold: terms, first"):
-        ask(held, ["first", "third"], None, 0.2)
+    with pytest.raises(ConfigurationError, match="prefix 'fourth': 0 of model 'tiny' fit; all parties hold: terms, first"):
+        ask(held, ["first", "fourth"], None, 0.2)
     with pytest.raises(ConfigurationError, match=r"repair = 1\.5: the share of tokens"):
         ask(held, ["first"], None, 1.5)
     owner = held.config("model-owner", "owner")

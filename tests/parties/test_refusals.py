@@ -46,6 +46,7 @@ def manifest(running: Running, **changes: Any) -> Manifest:
         "prefix_tokens": 0,
         "chunk_tokens": [],
         "chunk_again": 0,
+        "chunk_slots": 0,
         "prompt_tokens": 2,
         "new_tokens": 2,
         "decoding": "greedy",

@@ -22,7 +22,7 @@ from protocols.masked.suite import MaskedSuite
 from protocols.options import MaskedOptions
 from protocols.ranges import SURE
 from protocols.suite import Linear, Norm
-from tests.protocols.gate_harness import chi_square, chi_square_limit
+from tests.protocols.gate_harness import chi_square, chi_square_limit, run
 from tests.protocols.masked.harness import run_masked
 
 PARTIES = [2, 3]
@@ -381,8 +381,6 @@ def test_a_share_of_the_flags_is_uniform_and_a_set_flag_too(parties: int, size: 
 
 def test_no_false_flag_in_many_values_up_to_the_limit() -> None:
     """A million values of every size up to the limit: their digits' borrows never set a flag."""
-    from tests.protocols.gate_harness import run
-
     x = torch.randint(-(256 << 14) + 1, 256 << 14, (1 << 18,))
     found: list[Tensor] = []
 

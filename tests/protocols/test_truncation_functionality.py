@@ -20,11 +20,14 @@ from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.value import CryptenValue
 from protocols.masked import truncation, veiled
 from protocols.masked.context import Context, open_value
+from protocols.masked.lifted import Factor
 from protocols.masked.product import elementwise
 from protocols.masked.shares import Shared, WideShared
+from protocols.masked.weights import fixed_weight
 from protocols.masked.wide import open_cut_wide
 from protocols.schedule import Scheduler, together
 from tests.protocols.crypten.programs import evaluate
+from tests.protocols.gate_harness import run
 from tests.protocols.masked.harness import additive
 from tests.protocols.uniformity import chi_square_p
 
@@ -106,6 +109,50 @@ def test_a_veiled_product_of_two_parties_is_decided_by_the_low_bits_of_both_shar
     assert abs(away.mean() - 0.5 / (1 << CUT)) < 0.01
     assert abs(away.var() - 0.25) < 0.01
     assert away.abs().max() < 1.5
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+@pytest.mark.parametrize(("bits", "count"), [(60, 20), (90, 30)])
+def test_sums_of_known_factors_behind_a_veil(parties: int, bits: int, count: int) -> None:
+    """x F + y G, opened in their product's ring or a wide one, and lifted as values are whose shares' wraps are known."""
+    x, y = (torch.arange(-1000, 1000) * factor for factor in (97, -31))
+    f, g = torch.arange(2000) * 1_003 - 10**6, 3 - torch.arange(2000)
+
+    async def gate(c: Context, a: Shared, b: Shared) -> list[Shared]:
+        first, second = await together(open_value(c, a), open_value(c, b))
+        terms = [(first, Factor(lambda: f, 4)), (second, Factor(lambda: g, 1))]
+        found = await veiled.open_cut(c, veiled.sum_known(c, "sum", terms, bits), count, wraps=True)
+        assert (found.bits, found.frac) == (bits - count, 4 - count)
+        return [c.shared(found), truncation.lift(c, found, 64)]
+
+    result = run(gate, [(x, 20), (y, 18)], parties)
+    exact = (x * f + (y * g << 3)).double() / 2.0**count
+    for out in result.outputs:
+        assert (out - exact).abs().max() < (1.5 if parties == 2 else 1.0)
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_products_with_a_weight_behind_a_veil(parties: int) -> None:
+    """Each behind a veil of its own; opened within 3/2 units, and exact as an ordinary sharing."""
+    x = torch.arange(-900, 900).reshape(600, 3) * 1001
+    w = torch.tensor([[5, -7], [1 << 10, 3], [-11, 1 << 16]])
+    apart: list[Tensor] = []
+
+    async def gate(c: Context, a: Shared, b: Shared) -> list[Shared]:
+        kept = await fixed_weight(c, w.shape, b.x if c.evaluating else None, (0, 64), True)
+        m = await open_value(c, a)
+        one, two = (veiled.weight_product(c, "linear", m, kept) for _ in range(2))
+        if c.evaluating:
+            assert not isinstance(one.x, Wide)
+            apart.append(ring.reduce(one.x - two.x, 50) >> 46)
+        return [c.shared(await veiled.open_cut(c, one, 12)), two.without(c)]
+
+    opened, exact = run(gate, [(x, 50), (w, 64)], parties).outputs
+    assert torch.equal(exact, x @ w)
+    assert (opened - exact.double() / 2.0**12).abs().max() < (1.5 if parties == 2 else 1.0)
+    assert len(apart) == parties
+    for difference in apart:
+        check_uniform(difference.flatten(), 16)
 
 
 def test_a_veiled_product_of_more_parties_is_rounded_once() -> None:

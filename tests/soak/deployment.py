@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -38,22 +38,22 @@ def prepare() -> None:
     forkserver.ensure_running()
 
 
-def save_model(folder: Path) -> Path:
-    """A random GPT-2 of one layer, 97 tokens and 48 positions, with large weights so that choices are clear."""
+def save_model(folder: Path, layers: int = 1) -> Path:
+    """A random GPT-2 of so many layers, 97 tokens and 48 positions, with large weights so that choices are clear."""
     width, generator = 24, torch.Generator().manual_seed(5)
-    sizes = {"vocab_size": 97, "n_positions": 48, "n_embd": width, "n_layer": 1, "n_head": 3}
-    shapes = {
-        "wte": (97, width),
-        "wpe": (48, width),
-        "h.0.attn.c_attn": (width, 3 * width),
-        "h.0.attn.c_proj": (width, width),
-        "h.0.mlp.c_fc": (width, 4 * width),
-        "h.0.mlp.c_proj": (4 * width, width),
+    sizes = {"vocab_size": 97, "n_positions": 48, "n_embd": width, "n_layer": layers, "n_head": 3}
+    inner = {
+        "attn.c_attn": (width, 3 * width),
+        "attn.c_proj": (width, width),
+        "mlp.c_fc": (width, 4 * width),
+        "mlp.c_proj": (4 * width, width),
     }
+    shapes = {"wte": (97, width), "wpe": (48, width)}
+    shapes |= {f"h.{layer}.{name}": shape for layer in range(layers) for name, shape in inner.items()}
     tensors = {f"transformer.{name}.weight": 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     for name in list(shapes)[2:]:
         tensors[f"transformer.{name}.bias"] = torch.zeros(shapes[name][1])
-    for name in ("h.0.ln_1", "h.0.ln_2", "ln_f"):
+    for name in [*(f"h.{layer}.{norm}" for layer in range(layers) for norm in ("ln_1", "ln_2")), "ln_f"]:
         tensors[f"transformer.{name}.weight"], tensors[f"transformer.{name}.bias"] = torch.ones(width), torch.zeros(width)
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
@@ -64,10 +64,18 @@ def save_model(folder: Path) -> Path:
 
 class SoakDeployment:
     """Configurations in `folder`; `start` and `kill` act on processes in `lab`. tapes: parties use tapes from disk. paged:
-    caches lie in pages, and sessions run in step."""
+    caches lie in pages, and sessions run in step. limits: more of the parties'."""
 
-    def __init__(self, lab: Lab, folder: Path, sessions: int, tapes: bool, paged: bool = False) -> None:
-        self.lab, self.folder, self.tapes = lab, folder, tapes
+    def __init__(
+        self,
+        lab: Lab,
+        folder: Path,
+        sessions: int,
+        tapes: bool,
+        paged: bool = False,
+        limits: Mapping[str, int] | None = None,
+    ) -> None:
+        self.lab, self.folder, self.tapes, self.paged = lab, folder, tapes, paged
         self.running: dict[str, Any] = {}
         self._context = multiprocessing.get_context("forkserver")
         self.pids: list[int] = []
@@ -75,6 +83,7 @@ class SoakDeployment:
         marks = create_deployment(folder / "certificates", {**kinds, **dict.fromkeys(PARTIES, "party")}, days=1)
         addresses = {name: f"{lab.addresses[name]}:{PORT}" for name in [DEALER, *PARTIES]}
         for name in ROLES:
+            own = {**(PAGED if paged else {}), **(limits or {})} if name in PARTIES else {}
             values: dict[str, Any] = {
                 "role": "party" if name in PARTIES else name,
                 "name": name,
@@ -85,7 +94,7 @@ class SoakDeployment:
                 "model_owners": [OWNER],
                 "deadline_seconds": 20,
                 "connect_seconds": 180,
-                "limits": {"max_sessions": sessions, **(PAGED if paged and name in PARTIES else {})},
+                "limits": {"max_sessions": sessions, **own},
             }
             if name in addresses:
                 values["listen"] = addresses[name]
@@ -103,7 +112,9 @@ class SoakDeployment:
         """Start a server and wait until it serves."""
         near, far = self._context.Pipe()
         files = [self.folder / f"{name}.{kind}" for kind in ("yaml", "notes", "log")]
-        process = self._context.Process(target=serve, args=(namespace(self.lab.name, name), *files, far), daemon=True)
+        process = self._context.Process(
+            target=serve, args=(namespace(self.lab.name, name), *files, self.paged, far), daemon=True
+        )
         process.start()
         far.close()
         with near:
@@ -143,8 +154,13 @@ class SoakDeployment:
         if process.exitcode != 0:
             raise RuntimeError(f"{role} ended with exit code {process.exitcode}")
 
+    def pages_left(self) -> list[str]:
+        """Return the folders of sessions' pages that lie in the parties' stores."""
+        return [path.name for name in PARTIES for path in (self.folder / f"store-{name}" / "pages").glob("session-*")]
+
     def notes(self) -> dict[str, list[tuple[str, str]]]:
-        """Of each party: kind and hash of every tape that a session got, restarts included."""
+        """Of each party: kind and hash of every tape that a session got, restarts included; of each session with pages
+        "pages", and how many times a layer was read back so far."""
         found = {}
         for name in PARTIES:
             path = self.folder / f"{name}.notes"

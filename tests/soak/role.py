@@ -1,7 +1,8 @@
 """One role's process: a server that notes which tapes it uses, or a piece of work.
 
 A line for each tape that a session gets: "session" or "loading", and a hash of the tape's seed. It says nothing of the
-256-bit seed, but shows when one comes again.
+256-bit seed, but shows when one comes again. A line for each session that ends with its cache in pages: "pages", and how
+many times this process has read a layer back.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from models.checkpoint import read_architecture
 from parties.config.role_config import load_config
 from parties.dealer.dealer import DealerServer
 from parties.model_owner.model_owner import share_model
+from parties.pages import cache_memory, shelf
 from parties.party import rendezvous
 from parties.party.compute_party import ComputePartyServer
 from parties.program import preload
@@ -45,12 +47,27 @@ def note_tapes(path: Path) -> None:
         module.Dealt = noting  # type: ignore[attr-defined]
 
 
-def serve(space: str, config: Path, notes: Path, log: Path, ready: Connection) -> None:
+def note_pages(path: Path) -> None:
+    """Write pages as small as these sessions' rows, and note what was read back."""
+    original = cache_memory.CacheMemory.leave
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    shelf.PAGE_BYTES = 1 << 12
+
+    def leave(self: cache_memory.CacheMemory, pager: cache_memory.SessionPager) -> None:
+        original(self, pager)
+        os.write(handle, f"pages {self.counts.read}\n".encode())
+
+    cache_memory.CacheMemory.leave = leave  # type: ignore[method-assign]
+
+
+def serve(space: str, config: Path, notes: Path, log: Path, paged: bool, ready: Connection) -> None:
     """Serve in the namespace `space` until killed; the address goes to `ready`."""
     enter(space)
     torch.set_num_threads(1)
     logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     note_tapes(notes)
+    if paged:
+        note_pages(notes)
     settings = load_config(config)
     server = DealerServer(settings) if settings.role == "dealer" else ComputePartyServer(settings)
     server.start()

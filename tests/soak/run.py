@@ -27,6 +27,7 @@ from tests.soak.deployment import CLIENT, DEALER, MODEL, OWNER, PARTIES, ROLES, 
 from tests.soak.gauges import Gauge, read_idle
 from tests.soak.role import deal_tapes, share
 
+PAGED_LAYERS = 3  # of a model whose sessions' caches lie in pages: one that computes keeps two
 LENGTHS = [4, 7, 11, 16, 24]
 MOST_NEW = 12
 MARGIN = 0.06  # of the chosen token's logit before the next: what 14 fraction bits surely decide in this model
@@ -164,8 +165,10 @@ def run(soak: Soak) -> dict[str, Any]:
         with Lab(soak.network, ROLES, f"soak-{os.getpid()}") as lab, lab.inside(CLIENT):
             deployment = SoakDeployment(lab, folder, 2 * soak.clients, soak.tapes, soak.paged)
             try:
-                outcome, gauges = _work(soak, deployment, save_model(folder / "model"))
+                outcome, gauges = _work(soak, deployment, save_model(folder / "model", PAGED_LAYERS if soak.paged else 1))
                 _check_tapes(soak, deployment, outcome)
+                if soak.paged:
+                    _check_pages(deployment, outcome)
             finally:
                 deployment.stop()
         limit = time.monotonic() + 5
@@ -251,3 +254,11 @@ def _check_tapes(soak: Soak, deployment: SoakDeployment, outcome: Outcome) -> No
                 outcome.problems.append(f"{name}: its journal does not show a tape of its own for each session")
             if len(used) > len(taken):
                 outcome.problems.append(f"{name}: used {len(used)} tapes, its journal shows {len(taken)}")
+
+
+def _check_pages(deployment: SoakDeployment, outcome: Outcome) -> None:
+    """Layers were read back from pages, and those of no session are left."""
+    for name, notes in deployment.notes().items():
+        if not any(kind == "pages" and int(count) for kind, count in notes):
+            outcome.problems.append(f"{name}: no session read a layer back from a page")
+    outcome.problems += [f"{folder}: pages of a session that is over" for folder in deployment.pages_left()]

@@ -2,9 +2,9 @@
 
 `python -m tests.tools.encoders_on_shares random` runs random checkpoints of odd shapes (tests/models/random_encoders.py),
 every output of each, on `masked` and `crypten` with 2 and 3 parties: embeddings within a cosine distance of 1e-5, classes
-and labels equal. `python -m tests.tools.encoders_on_shares pairs` fetches all-MiniLM-L6-v2 where it is missing and compares
-the cosines of the 50 pairs of sentences in `sentence_pairs.txt` with plaintext's, within 1e-3. Exit code 1 where a figure
-is missed.
+and labels equal; with `--seed N` of other sizes, drawn at random (`tests.models.random_sizes`). `python -m
+tests.tools.encoders_on_shares pairs` fetches all-MiniLM-L6-v2 where it is missing and compares the cosines of the 50 pairs
+of sentences in `sentence_pairs.txt` with plaintext's, within 1e-3. Exit code 1 where a figure is missed.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def distance(found: Tensor, wanted: Tensor) -> float:
     return float((1 - torch.cosine_similarity(found.double(), wanted.double(), dim=-1)).max())
 
 
-def sweep(suites: list[str], names: list[str]) -> bool:
+def sweep(suites: list[str], names: list[str], seed: int) -> bool:
     """Whether every random checkpoint is right on every suite, with 2 and 3 parties."""
     right = True
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            model = encoders.save(name, Path(folder))
+            model = encoders.save(name, Path(folder), seed, seed)
             checkpoint = load_checkpoint(folder)
             ids, types = encoders.text(model, LENGTH)
             wanted = encoders.outputs(model, ids, types)
@@ -122,10 +122,11 @@ def main() -> None:
     parser.add_argument("--parties", type=int, default=2)
     parser.add_argument("--variant", action="append", choices=sorted(encoders.VARIANTS))
     parser.add_argument("--most", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     suites = given.suite or ["masked", "crypten"]
     if given.what == "random":
-        right = sweep(suites, given.variant or sorted(encoders.VARIANTS))
+        right = sweep(suites, given.variant or sorted(encoders.VARIANTS), given.seed)
     else:
         right = all([pairs(suite, given.parties, given.most) for suite in suites])
     sys.exit(0 if right else 1)

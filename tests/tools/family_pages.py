@@ -2,8 +2,8 @@
 
     python -m tests.tools.family_pages [--check]
 
-One page a family, by reading a well-known checkpoint's options and noting what is asked for; an index with what a layer
-costs beside GPT-2's (a minute). --check: print what differs, figures aside, and exit with 1; write nothing.
+One page a family, encoders' too, by reading a well-known checkpoint's options and noting what is asked for; an index with
+what a layer costs beside GPT-2's (a minute). --check: print what differs, figures aside, and exit with 1; write nothing.
 """
 
 from __future__ import annotations
@@ -18,19 +18,24 @@ from typing import Any, ClassVar
 import torch
 
 from models.architecture import Architecture
-from models.architectures import decoder_of
+from models.architectures import decoder_of, encoder_of
 from models.config import UNSUPPORTED, Config
+from models.costs.estimation import estimate
 from models.costs.tracing import Setting, trace_step
-from models.families.registry import FAMILIES
+from models.families.encoder_family import HEADS, EncoderFamily
+from models.families.family import CheckpointFamily
+from models.families.registry import ENCODERS, FAMILIES
 from models.families.standard import Standard
 from models.families.t5 import T5
-from models.known_checkpoints import KNOWN
+from models.known_checkpoints import KNOWN, KNOWN_ENCODERS
+from models.outputs import OUTPUTS
 from models.shapes import find_description, with_layers
 from tests.tools.family_sweep import Cell, kind_of, recorded
 
 RECORD = Path(__file__).with_name("family_sweep.jsonl")
 FOLDER = Path(__file__).parents[2] / "docs" / "families"
 CACHED = 256
+TEXT = 128
 BESIDE = (
     "Layers whose attention and feed-forward read the same rows (GPT-NeoX, GPT-J, Falcon, StableLM where it says so) take "
     "two thirds of the rounds of the same layers in sequence, or less: 10 of 16 or 17, Falcon's 11 of 18 (10 of 16 with "
@@ -44,6 +49,8 @@ MEASURED = {
     "llama": "Measured on SmolLM2-135M-Instruct: residual stream 27 347, queries 2.5, keys 20.9, values 11.9, gate 52, up "
     "78, logits 41.7 ([ranges.md](../ranges.md)). LLaMA-2-7B is cited at 2 600 in the residual stream (Sun et al., arXiv "
     "2402.17762).",
+    "bert": "Measured on all-MiniLM-L6-v2, padding included: residual stream 221, spread of scores 194 in layer 0 and at "
+    "most 43 in the others, values 2.8, activations 24.4 (`mpcache calibrate`).",
     "qwen2": "Measured on Qwen2.5-Coder-0.5B-Instruct: residual stream 1 422, keys 217 (27 once balanced), values 13.6, "
     "spread of scores 106, logits 24.8 ([ranges.md](../ranges.md)).",
 }
@@ -87,22 +94,61 @@ def examples() -> dict[str, tuple[str, dict[str, Any]]]:
     return {kind: found[kind] for kind in FAMILIES}
 
 
+def encoder_examples() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return the same of each family of encoders."""
+    return {options["model_type"]: (name, options) for name, options in KNOWN_ENCODERS.items()}
+
+
 def page(kind: str) -> str:
     """Return a family's page."""
     family, (name, options) = FAMILIES[kind], examples()[kind]
     _Noted.read.clear()
     _Noted.refused.clear()
     read = family(Watched(options, Path("config.json")))
-    a, refused = read.architecture, {k: why for k, why in _Noted.refused.items() if UNSUPPORTED.get(k) != why}
     _ = read.tensors(), read.tied
     if isinstance(read, Standard):
         _ = read.score_scale(), read.factors()
     if isinstance(read, T5):
         _ = read.scaled
+    lines = [*_options(kind, family, name), *_computed(read.architecture, family)]
+    return "\n".join([*lines, "", *_bounds(kind), "## On shares", "", *_on_shares(kind), ""])
+
+
+def encoder_page(kind: str) -> str:
+    """Return the page of a family of encoders; options are those of all its heads."""
+    family, (name, options) = ENCODERS[kind], encoder_examples()[kind]
+    _Noted.read.clear()
+    _Noted.refused.clear()
+    for end in HEADS:
+        read: EncoderFamily = family(Watched(options | {"architectures": [f"X{end}"]}, Path("config.json")))
+        _ = read.tensors(), read.tied
+    a = encoder_of(find_description(name), name)
+    heads = f"{a.heads} heads of {a.head_channels} channels"
+    types = f"{a.types} token types" if a.types > 1 else "one token type"
+    padding = "" if a.pad_counts else "; a text that holds the padding token is refused, since it has no position"
+    lines = [
+        *_options(kind, family, name),
+        f"* {a.layers} layers, width {a.width}, {heads}, feed-forward width {a.feed_forward}, activation {a.activation}.",
+        f"* {a.vocabulary} tokens, {a.positions} positions, {types}{padding}.",
+        f"* LayerNorm behind each residual sum, epsilon {a.norm.epsilon:g}; learned positions.",
+        f"* Heads, by the class in `architectures`: {', '.join(f'`...{end}`' for end in HEADS)}.",
+        f"* What the client may get, by the head: {', '.join(OUTPUTS)} ([encoders.md](../encoders.md#what-is-read)).",
+    ]
+    shares = "Random checkpoints of odd and of random sizes: [encoders.md](../encoders.md#error)."
+    return "\n".join([*lines, "", *_bounds(kind), "## On shares", "", shares, ""])
+
+
+def _bounds(kind: str) -> list[str]:
+    return ["## Bounds", "", MEASURED.get(kind, UNMEASURED), ""]
+
+
+def _options(kind: str, family: type[CheckpointFamily], name: str) -> list[str]:
+    """Return a page up to its computed part, of the options that were noted."""
+    refused = {k: why for k, why in _Noted.refused.items() if UNSUPPORTED.get(k) != why}
     known = [key for key in _Noted.read if (key not in refused and key not in UNSUPPORTED) or key in family.computes]
     module = sys.modules[family.__module__].__doc__ or ""
     said = " ".join((family.__doc__ or "").partition("\n\n")[0].split())
-    lines = [
+    return [
         f"# {kind}",
         "",
         f"Generated by `make families`; not edited by hand. {' '.join(module.split())}",
@@ -121,18 +167,7 @@ def page(kind: str) -> str:
         "",
         "## Computed",
         "",
-        *_computed(a, family),
-        "",
-        "## Bounds",
-        "",
-        MEASURED.get(kind, UNMEASURED),
-        "",
-        "## On shares",
-        "",
-        *_on_shares(kind),
-        "",
     ]
-    return "\n".join(lines)
 
 
 def _computed(a: Architecture, family: type) -> list[str]:
@@ -216,6 +251,15 @@ def index(figures: bool) -> str:
             "",
             BESIDE,
             "",
+            "## Encoders",
+            "",
+            f"A text of {TEXT} tokens, once, by suite `masked`, 2 parties, all layers and the mean of the rows; first "
+            "GPT-2, of a prompt as long.",
+            "",
+            "| family | example | width | rounds | sent by a party, MB | dealt, MB |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *_encoder_rows(figures),
+            "",
             "How to add one: [architecture.md](../architecture.md#where-something-new-goes).",
             "",
             "## Refused unless a page says that it is read",
@@ -228,6 +272,19 @@ def index(figures: bool) -> str:
     )
 
 
+def _encoder_rows(figures: bool) -> list[str]:
+    """Return the index's rows of encoders."""
+    rows = []
+    for kind, (name, _) in {"gpt2": ("gpt2", {}), **encoder_examples()}.items():
+        described, shown = find_description(name), "- | - | -"
+        if figures:
+            total = estimate(described, Setting("masked", decoding="greedy" if kind == "gpt2" else "mean"), TEXT, 1).total
+            sent, dealt = (total.total(field) / 1e6 for field in ("bytes_sent", "offline_bytes"))
+            shown = f"{total.total('rounds'):.0f} | {sent:.0f} | {dealt:.0f}"
+        rows.append(f"| [{kind}]({kind}.md) | `{name}` | {described.width} | {shown} |")
+    return rows
+
+
 def without_figures(text: str) -> str:
     """Return an index with its figures left out."""
     return re.sub(r"(\| \d+) \| [^|]+ \| [^|]+ \| [^|]+ \|\n", r"\1 | - | - | - |\n", text)
@@ -236,6 +293,7 @@ def without_figures(text: str) -> str:
 def differing() -> list[str]:
     """Return the names of pages that are not what the registry gives, figures aside."""
     wanted = {f"{kind}.md": page(kind) for kind in FAMILIES} | {"index.md": index(False)}
+    wanted |= {f"{kind}.md": encoder_page(kind) for kind in ENCODERS}
     there = {file.name: without_figures(file.read_text(encoding="utf-8")) for file in FOLDER.glob("*.md")}
     return sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
 
@@ -253,6 +311,8 @@ def main() -> int:
     FOLDER.mkdir(exist_ok=True)
     for kind in FAMILIES:
         (FOLDER / f"{kind}.md").write_text(page(kind), encoding="utf-8")
+    for kind in ENCODERS:
+        (FOLDER / f"{kind}.md").write_text(encoder_page(kind), encoding="utf-8")
     (FOLDER / "index.md").write_text(index(True), encoding="utf-8")
     return 0
 

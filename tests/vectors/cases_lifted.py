@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mpc.wide import Wide
-from protocols.masked import lifted, wide
+from protocols.masked import lifted, veiled, wide
 from protocols.masked.context import Context, open_value
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.signed_one_hot import signed_look_up, signed_one_hot
@@ -42,6 +42,18 @@ async def _known(s: MaskedSuite, x: Masked, bits: int, count: int) -> list[Share
         return (x.lam & 255) - 128
 
     found = await _cut(c, lifted.multiply_known(c, "known", x, known, 0, bits), count)
+    return [found, Shared(c.deal("number", x.shape, 16, known), 16, 0)]
+
+
+async def _veiled(s: MaskedSuite, x: Masked, bits: int, count: int) -> list[Shared]:
+    """As `_known`, opened behind a veil."""
+    c = s.context
+
+    def known() -> Tensor:
+        return (x.lam & 255) - 128
+
+    behind = veiled.sum_known(c, "known", [(x, lifted.Factor(known, 0))], bits)
+    found = c.shared(await veiled.open_cut(c, behind, count))
     return [found, Shared(c.deal("number", x.shape, 16, known), 16, 0)]
 
 
@@ -80,6 +92,8 @@ def lifted_files() -> dict[str, list[Case]]:
         "lifted": cases("lifted product", _multiplied, [_ends(34), _ends(40)], _listed(bits=80, count=20))
         + cases("lifted product", _multiplied, [_ends(20), small], _listed(bits=60, count=0))
         + cases("known factor", _known, [_ends(34)], _listed(bits=72, count=12))
+        + cases("veiled factor", _veiled, [_ends(34)], _listed(bits=72, count=12))
+        + cases("veiled factor", _veiled, [_ends(30)], _listed(bits=52, count=10))
         + cases(
             "sums of squares", lambda s, x, bits: lifted.square_sums(s.context, "squares", x, bits), [rows], _listed(bits=38)
         )

@@ -305,7 +305,7 @@ def _tell(name: str, config: Path, file: Path, mark: str) -> None:
     out.print(f"{file}: send it to the authority's host; the private key stays here", soft_wrap=True)
     out.print(f"  fingerprint of the key: {mark}", soft_wrap=True)
     out.print("  read it out to the authority and to every peer, who write it into their files", soft_wrap=True)
-    out.print(f"  there: mpcache certs sign --authority authority {file.name}", soft_wrap=True)
+    out.print(f"  there, in the authority's folder: mpcache certs sign --authority . {file.name}", soft_wrap=True)
     out.print(f"  then here: mpcache certs install --config {config} {name}.crt", soft_wrap=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,10 +56,19 @@ def read_texts(texts: list[str] | None, file: Path | None) -> list[str | tuple[s
     from launch.cli.options import read_prompt
 
     content = read_prompt(None, file) if str(file) == "-" else read_text_file(file, "--file")
-    lines = [line for line in (content or "").splitlines() if line.strip()]
-    if not lines:
+    found: list[str | tuple[str, str]] = []
+    for number, line in enumerate(re.split("\r\n|\r|\n", content or ""), 1):
+        if not line.strip():
+            continue
+        parts = line.split("\t")
+        if len(parts) > 2:
+            raise ConfigurationError(
+                f"--file {file}: line {number} has {len(parts) - 1} tabs; a text has none, a pair of texts one between them"
+            )
+        found.append((parts[0], parts[1]) if len(parts) == 2 else line)
+    if not found:
         raise ConfigurationError(f"--file {file} holds no text; write one a line")
-    return [(first, second) if tab else first for first, tab, second in (line.partition("\t") for line in lines)]
+    return found
 
 
 def opened(asked: Asked, policy: str | None) -> EncoderFolder:

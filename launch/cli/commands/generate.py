@@ -10,6 +10,7 @@ import typer
 from launch.cli.asking import Place, Started, messages, partner
 from launch.cli.options import (
     DEFAULT_SUITE,
+    CandidatesOption,
     ChunksOption,
     DecodingOption,
     DraftOption,
@@ -19,6 +20,7 @@ from launch.cli.options import (
     PolicyOption,
     PrefixOption,
     RepairOption,
+    RetrievalOption,
     SuiteOption,
     SuiteOptionsOption,
     TemperatureOption,
@@ -36,6 +38,7 @@ from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from launch.terminal.answering import Answer
+    from parties.client.prefixes import ChunkChoice
     from parties.client.request import GenerationRequest
 
 PromptOption = Annotated[
@@ -85,6 +88,8 @@ def run(
     prefix: PrefixOption = None,
     chunks: ChunksOption = None,
     repair: RepairOption = 0.2,
+    retrieval: RetrievalOption = "secret",
+    candidates: CandidatesOption = None,
     suite_option: SuiteOptionsOption = None,
     device: StartedDeviceOption = None,
     config: ClientConfigOption = None,
@@ -104,10 +109,8 @@ def run(
     assert text is not None
     check_suite(suite)
     check_combination(config, {"--parties": parties, "--device": device}, insecure_trust_authority, name)
-    names = _registered(config, prefix, chunks)
+    check_held(config, prefix, chunks)
     from launch.serve.roles import load_role
-    from models.generation import check_verifiable
-    from models.policies import parse
     from parties.client.request import GenerationRequest
     from parties.client.sampling_params import SamplingParams
     from protocols.registry import SuiteSpec
@@ -115,10 +118,9 @@ def run(
     chosen = chosen_decoding(decoding, temperature)
     params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
     spec = SuiteSpec(suite, options=suite_options(suite_option))
-    request = GenerationRequest((), params, spec, policy, None, chosen_draft(draft), prefix, names, repair)
-    known = parse(policy)
-    if request.draft is not None:
-        check_verifiable(chosen, known, request.draft.plan)
+    between = chunk_choice(chunks, repair, retrieval, candidates)
+    request = GenerationRequest((), params, spec, policy, None, chosen_draft(draft), prefix, between)
+    check_draft(request)
     asked = messages(system, text) if chat or system is not None else text
     settings = None if config is None else load_role(config, "client", insecure_trust_authority)
     place = Place(model, Started(parties or 2, check_device(device or "cpu")), settings, name)
@@ -128,11 +130,28 @@ def run(
     answer.result.check_range(answer.text)
 
 
-def _registered(config: Path | None, prefix: str | None, chunks: str | None) -> tuple[str, ...]:
-    """Return the names of chunks. Raises `ConfigurationError` for registered texts where nobody can hold them."""
+def check_draft(request: GenerationRequest) -> None:
+    """Raise `ConfigurationError` for a draft that cannot be verified."""
+    from models.generation import check_verifiable
+    from models.policies import parse
+
+    policy = parse(request.policy)
+    if request.draft is not None:
+        check_verifiable(request.params.decoding, policy, request.draft.plan)
+
+
+def check_held(config: Path | None, prefix: str | None, chunks: str | None) -> None:
+    """Raise `ConfigurationError` for registered texts where nobody can hold them."""
     if (prefix is not None or chunks is not None) and config is None:
         raise ConfigurationError("--prefix and --chunks need --config: parties that are started for one answer hold none")
-    return tuple(chunks.split(",")) if chunks else ()
+
+
+def chunk_choice(chunks: str | None, repair: float, retrieval: str, candidates: str | None) -> ChunkChoice:
+    """Return what is asked of chunks; names are separated by commas."""
+    from parties.client.prefixes import ChunkChoice
+
+    names, among = (tuple(given.split(",")) if given else None for given in (chunks, candidates))
+    return ChunkChoice(names or (), repair, retrieval, among)
 
 
 def _show(answer: Answer, request: GenerationRequest, as_json: bool) -> None:

@@ -51,6 +51,15 @@ def add(
             "--secret", help="Share the text among the parties as a prompt, and tell it nobody; otherwise it is public."
         ),
     ] = False,
+    split: Annotated[
+        int | None,
+        typer.Option(
+            "--split",
+            min=1,
+            metavar="TOKENS",
+            help="Register it in chunks of so many tokens, NAME.1 and so on, among which clients choose in secret.",
+        ),
+    ] = None,
     suite: SuiteOption = DEFAULT_SUITE,
     suite_option: SuiteOptionsOption = None,
     insecure_trust_authority: TrustAuthorityOption = False,
@@ -72,10 +81,11 @@ def add(
     words = load_tokenizer(tokenizer, read_architecture(tokenizer))
     given = read_text_file(file, "--file") if file is not None else str(text)
     prefix = PrefixText(name, words.encode(given), secret, SuiteSpec(suite, options=suite_options(suite_option)), words)
-    with stages() as bar:
-        found = add_prefix(settings, model, prefix, bar)
     known = "its text is shared among the parties" if secret else "its text is public"
-    out.print(f"{found.name} is registered: {found.tokens} tokens, {known} (id {found.prefix})")
+    for one in [prefix] if split is None else prefix.split(split):
+        with stages() as bar:
+            found = add_prefix(settings, model, one, bar)
+        out.print(f"{found.name} is registered: {found.tokens} tokens, {known} (id {found.prefix})")
 
 
 @app.command("ls")

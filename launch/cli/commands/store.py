@@ -1,4 +1,4 @@
-"""`mpcache store`: what a compute party keeps on disk: shares of models, of rows of registered prefixes, pages of caches."""
+"""`mpcache store`: what a compute party keeps on disk: shares of models, of rows of registered prefixes, pages, tapes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from parties.party.store_check import Entry
 
 app = typer.Typer(
-    help="What a compute party keeps on disk: shares of models and of registered prefixes, and pages of caches."
+    help="What a compute party keeps on disk: shares of models and of registered prefixes, pages of caches, and tapes."
 )
+
+
+AGAIN = {"model": "share the model again", "tape": "have it dealt again (`mpcache deal`)"}
 
 
 def _party(config: Path) -> tuple[RoleConfig, Path]:
@@ -33,15 +36,12 @@ def _party(config: Path) -> tuple[RoleConfig, Path]:
 def show(config: ConfigOption, as_json: JsonOption = False) -> None:
     """List models, prefixes, pages of sessions, tapes and what a crash left, with sizes, and how much of the quotas is
     used."""
-    from parties.party.store_check import entries
-
     settings, store = _party(config)
-    found, limits = entries(store), settings.limits
-    used = {kind: sum(one.size for one in found if one.kind == kind) for kind in ("prefix", "session")}
-    tapes = _tape_bytes(settings.tapes)
+    found, limits = _entries(settings, store), settings.limits
+    used = {kind: sum(one.size for one in found if one.kind == kind) for kind in ("prefix", "session", "tape")}
     if as_json:
         quotas = {"max_prefix_bytes": limits.max_prefix_bytes, "max_paged_bytes": limits.max_paged_bytes}
-        bytes_by_kind = {"prefix_bytes": used["prefix"], "paged_bytes": used["session"], "tape_bytes": tapes}
+        bytes_by_kind = {"prefix_bytes": used["prefix"], "paged_bytes": used["session"], "tape_bytes": used["tape"]}
         print_json({"entries": [_as_json(one) for one in found], **bytes_by_kind, **quotas})
         return
     table = Table(box=None, header_style="bold")
@@ -54,13 +54,15 @@ def show(config: ConfigOption, as_json: JsonOption = False) -> None:
     out.print(f"prefixes: {byte_count(used['prefix'])} of {byte_count(limits.max_prefix_bytes)} (max_prefix_bytes)")
     out.print(f"caches in pages: {byte_count(used['session'])} of {byte_count(limits.max_paged_bytes)} (max_paged_bytes)")
     if settings.tapes is not None:
-        out.print(f"tapes: {byte_count(tapes)} in {settings.tapes}")
+        out.print(f"tapes: {byte_count(used['tape'])} in {settings.tapes}")
 
 
-def _tape_bytes(folder: Path | None) -> int:
-    if folder is None or not folder.is_dir():
-        return 0
-    return sum(file.stat().st_size for file in folder.rglob("*.tape"))
+def _entries(settings: RoleConfig, store: Path) -> list[Entry]:
+    """Return what lies in the store and in the folder of tapes."""
+    from parties.party.store_check import entries
+    from parties.party.tape_check import tape_entries
+
+    return [*entries(store), *tape_entries(settings)]
 
 
 def _as_json(one: Entry) -> dict[str, object]:
@@ -78,18 +80,19 @@ def _as_json(one: Entry) -> dict[str, object]:
 @app.command("verify")
 def check(config: ConfigOption, as_json: JsonOption = False) -> None:
     """Read all that is stored and compare it with what was stored. Exit code 1 when something is damaged."""
-    from parties.party.store_check import entries, verify
+    from parties.party.store_check import verify
 
-    _, store = _party(config)
+    settings, store = _party(config)
     with err.status("reading the store"):
-        found = [(one, verify(one)) for one in entries(store) if one.kind != "incomplete"]
+        found = [(one, verify(one)) for one in _entries(settings, store) if one.kind != "incomplete"]
     damaged = [(one, problem) for one, problem in found if problem]
     if as_json:
         print_json({"ok": not damaged, "entries": [{**_as_json(one), "problem": problem or None} for one, problem in found]})
     else:
         for one, problem in damaged:
-            again = "share the model again" if one.kind == "model" else "register the prefix again"
-            out.print(f"{one.kind} {one.name} ({one.id}): {problem}; remove {one.folder} and {again}", soft_wrap=True)
+            again = AGAIN.get(one.kind, "register the prefix again")
+            where = one.folder / f"{one.id}.*" if one.kind == "tape" else one.folder
+            out.print(f"{one.kind} {one.name} ({one.id}): {problem}; remove {where} and {again}", soft_wrap=True)
         out.print(f"{len(found) - len(damaged)} of {len(found)} are what was stored")
     if damaged:
         raise typer.Exit(1)
@@ -100,12 +103,12 @@ def collect(
     config: ConfigOption,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
-    """Remove what nothing will ever use: prefixes without their model, and what a crash left. Stop the party first: what it
-    is writing looks as if a crash had left it, and it removes that itself when it starts."""
+    """Remove what nothing will ever use: prefixes without their model, used tapes, and what a crash left. Stop the party
+    first: what it is writing looks as if a crash had left it, and it removes that itself when it starts."""
     from parties.party import store_check
 
     settings, store = _party(config)
-    needless = [one for one in store_check.entries(store) if one.needless]
+    needless = [one for one in _entries(settings, store) if one.needless]
     if needless and not dry_run:
         store_check.collect(store, settings.name, needless)
     for one in needless:

@@ -190,7 +190,25 @@ class PrefilledModel:
 
     def conversations(self, prompt: Prefilled, policies: Sequence[str], turns: Sequence[Turn]) -> list[list[list[int]]]:
         """Return each policy's greedy answers, one a turn: what a turn gives and each answer are in the cache for the turns
-        behind."""
+        behind. Of a policy with probes every turn is a session of its own, whose probes are of the episode that it is about
+        (`models.episodes`)."""
+        one_session = [text for text in policies if not parse(text, plaintext=True).probes]
+        found = dict(zip(one_session, self._in_step(prompt, one_session, self._conversing(turns)), strict=True))
+        return [found[text] if text in found else self._sessions(prompt.ids, text, turns) for text in policies]
+
+    def _sessions(self, ids: Sequence[int], policy: str, turns: Sequence[Turn]) -> list[list[int]]:
+        """Return a policy's answers, each by a session that reads the text so far."""
+        text, answers = list(ids), list[list[int]]()
+        for turn in turns:
+            text += turn.given
+            unread = Prefilled(text, torch.empty(0), [], [], [], [])
+            ((answer,),) = self._in_step(unread, [policy], self._conversing([replace(turn, given=())]))
+            answers.append(answer)
+            text = [*text, *(token for token in answer if token not in self.architecture.eos)]
+        return answers
+
+    def _conversing(self, turns: Sequence[Turn]) -> Callable[[Tensor], Program[list[list[int]]]]:
+        """Return the program of a conversation, see `_in_step`."""
         eos = self.architecture.eos
 
         def program(logits: Tensor) -> Program[list[list[int]]]:
@@ -207,7 +225,7 @@ class PrefilledModel:
                     logits = yield ids[-1]
             return found
 
-        return self._in_step(prompt, policies, program)
+        return program
 
     def fed(self, prompt: Prefilled, policies: Sequence[str], following: Sequence[int]) -> list[list[Fed]]:
         """Return what each policy says of each following token, given all before it; decoded one by one."""

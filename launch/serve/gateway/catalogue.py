@@ -132,5 +132,5 @@ class Catalogue:
             return served
         found = [s for s in self._served.values() if name in (s.name, s.reference.id)]
         offered = ", ".join(sorted(s.reference.id if len(found) > 1 else s.name for s in found or self.all())) or "none"
-        what = "several models have this name, say which by its id" if found else "no such model is served here"
+        what = "several models have this name, say which by its id" if found else "no such model is served here; served"
         raise invalid(f"{what}: {offered}", "model", "model_not_found", 404)

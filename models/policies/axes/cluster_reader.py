@@ -9,7 +9,7 @@ Leaks: to parties and dealer how many clusters there are and are chosen, not whi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from models.cache import CachePolicy, KVCache, LayerCache, LayerState, Place, Sharing, Stage
@@ -48,9 +48,17 @@ class ClusterState(ChoosingState):
 
 
 @dataclass(frozen=True)
-class ClusterReader(Reader):
-    """Settings as of `models.policies.mpcache.MPCache`. dynamic: share of all tokens so far that a token attends to; 1: all
-    that stayed."""
+class ClusterSettings:
+    """Settings of every policy whose tokens read clusters, by these names and defaults.
+
+    dynamic: share of all tokens so far that a token attends to (1: all that stayed). fine, coarse: tokens of a cluster on
+    the two levels; 0: fine by the tokens that stay, coarse twice fine (see `ClusterReader.sizes`). levels: 2, or 1 for fine
+    clusters alone; 0: 2 where coarse is given. coarse_share: of the coarse clusters that the fine level chooses from.
+    alpha, linear: similarity q . (alpha r_max + (1 - alpha) r_min), or its upper bound with linear false. sinks, window:
+    first and last tokens that always count. gathering: how attention reaches what was chosen: "products" of three factors,
+    "rows" (gathered keys and values), "scores" (all, lowered by a secret bias where nothing was chosen; one level), or
+    "auto": scores where the suite masks cached keys once and there is one level, else products: `mpcache plan`.
+    """
 
     dynamic: float = 1.0
     fine: int = 7
@@ -62,6 +70,17 @@ class ClusterReader(Reader):
     sinks: int = 4
     window: int = 12
     gathering: str = "auto"
+
+    @property
+    def reader(self) -> ClusterReader:
+        """Return how tokens read what stays."""
+        return ClusterReader(*(getattr(self, field.name) for field in fields(ClusterSettings)))
+
+
+@dataclass(frozen=True)
+class ClusterReader(ClusterSettings, Reader):
+    """Reads the clusters that each token chooses, and the tokens that always count."""
+
     reads_all: ClassVar[bool] = False
 
     def validate(self, policy: str) -> None:

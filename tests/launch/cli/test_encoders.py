@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch.cli.commands.encoder_texts import read_texts
 from models.checkpoint import load_checkpoint
 from models.encoding import EncoderInput, PlainEncoder
+from mpc.errors import ConfigurationError
 from tests.launch.conftest import Command
 from tests.models import random_encoders as encoders
 
@@ -60,6 +62,16 @@ def test_refusals(command: Command, folder: Path, arguments: list[str], message:
     found = command(arguments[0], "--model", folder, *arguments[1:])
     assert found.code == (2 if message else 0)
     assert re.search(message, found.err)
+
+
+def test_lines_of_a_file(tmp_path: Path) -> None:
+    """A text a line, a tab between the two of a pair; other separators of Unicode are part of a text."""
+    file = tmp_path / "texts"
+    file.write_text("one\u2028text\r\n\na\tb\n", encoding="utf-8", newline="")
+    assert read_texts(None, file) == ["one\u2028text", ("a", "b")]
+    file.write_text("a\nb\tc\t1\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"texts: line 2 has 2 tabs; a text has none, a pair of texts one"):
+        read_texts(None, file)
 
 
 def test_a_decoder_has_no_classes(command: Command, text_model: Path) -> None:

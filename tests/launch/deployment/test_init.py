@@ -22,6 +22,7 @@ from launch.deployment.config_file import applies
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain
 from parties.config.role_config import RoleConfig, load_config
+from parties.identity.certificates import check
 from tests import forked
 from tests.launch.conftest import Command
 from tests.parties.deployment import free_ports
@@ -262,6 +263,57 @@ def _status(command: Command, config: str, code: int) -> dict[str, Any]:
     report: dict[str, Any] = json.loads(found.out)
     assert report["ok"] == (code == 0)
     return report
+
+
+def test_one_owner(command: Command, tmp_path: Path) -> None:
+    """All keys are made, certified and pinned, each in its own role's folder; what is said next are commands as they are."""
+    target = tmp_path / "mine"
+    made = command(
+        "init", "--one-owner", "--parties", "10.0.0.10:7000,10.0.0.11:7000", "--dealer", "10.0.0.13:1", "--out", target
+    )
+    assert made.code == 0, made.err
+    assert sorted(str(p.relative_to(target)) for p in target.rglob("*.key")) == sorted(
+        ["authority/authority.key", *(f"{name}/certificates/{name}.key" for name in ROLES)]
+    )
+    marks = {}
+    for name, role in ROLES.items():
+        assert (target / name / "certificates" / f"{name}.key").stat().st_mode & 0o077 == 0
+        marks[name] = check(target / name / "certificates", name, role).fingerprint
+        assert "certs request" not in (target / name / "README.md").read_text()
+    for name in ROLES:
+        config = load_config(target / name / f"{name}.yaml")
+        for peer in (*config.parties, *filter(None, [config.dealer]), *config.clients, *config.model_owners):
+            assert peer.fingerprint == (marks[peer.name],)
+    shown = made.out.splitlines()
+    assert f"  scp -r {target}/party1 10.0.0.11:" in shown
+    assert f"  mpcache model-owner --config {target}/model-owner/model-owner.yaml --model CHECKPOINT" in shown
+    refused = command(
+        "init",
+        "--one-owner",
+        "--insecure-trust-authority",
+        "--parties",
+        "a:1,b:2",
+        "--dealer",
+        "c:3",
+        "--out",
+        tmp_path / "no",
+    )
+    assert refused.code == 2
+    assert "leave --insecure-trust-authority out" in refused.err
+    assert not (tmp_path / "no").exists()
+
+
+def test_certificate_that_is_not_installed(command: Command, folder: Path) -> None:
+    config = folder / "client" / "client.yaml"
+    assert command("certs", "request", "--config", config).code == 0
+    found = command("status", "--config", config)
+    assert found.code == 1
+    assert "mpcache certs install --config client.yaml client.crt" in found.out.replace("\n", " ")
+    request = folder / "client" / "certificates" / "requests" / "client.csr"
+    other = command("certs", "sign", "--authority", folder, "--fingerprint", "client=" + "00:" * 31 + "00", request)
+    assert f"{folder} is not an authority's folder" in other.err
+    wrong = command("status", "--config", folder / "client")
+    assert f"client is a folder; give {folder}/client/client.yaml" in wrong.err.replace("\n", " ")
 
 
 def test_status_without_a_certificate(command: Command, folder: Path) -> None:

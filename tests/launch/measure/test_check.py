@@ -15,6 +15,7 @@ from launch.measure import fidelity
 from launch.measure.verdict import flagged, judge
 from models.calibration.choice import chosen, excesses
 from models.checkpoint import load_checkpoint
+from mpc.errors import ConfigurationError
 from protocols.crypten.suite import CryptenSuite
 from protocols.registry import SuiteSpec
 from tests.launch.conftest import Command
@@ -110,6 +111,8 @@ def test_flags_are_named(text_model: Path) -> None:
 
 def test_one_token(text_model: Path) -> None:
     checkpoint = load_checkpoint(text_model, torch.float64)
+    with pytest.raises(ConfigurationError, match=r"prompt token number 2 lies outside the model's vocabulary"):
+        fidelity.plaintext(checkpoint, [7, checkpoint.architecture.vocabulary])
     reference = fidelity.plaintext(checkpoint, [7])
     measured = fidelity.on_shares(checkpoint, [7], InProcessSuite(SuiteSpec("crypten")))
     rows = fidelity.compare(reference, measured)

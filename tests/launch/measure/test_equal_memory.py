@@ -16,6 +16,7 @@ from launch.measure.quality.memory_page import page
 from launch.measure.quality.prompts import Lists
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.costs.cached import cache_bytes
+from models.episodes import with_probes
 from models.generation import GenerationPlan, PlainModel
 from models.recall import questions as lists
 from tests.launch.conftest import Command
@@ -86,6 +87,20 @@ def test_a_conversation_asks_for_other_names_then_for_the_first_ones_again(check
         ids += [token for token in given if token not in checkpoint.architecture.eos]
         right.append(one.right(given))
     assert full["seeds"] == [{"later": sum(right[1:3]) / 4, "again": right[3] / 2, "seed": 3}]
+
+
+def test_each_turn_of_a_policy_with_probes_is_a_session_about_its_own_episode(checkpoint: Checkpoint) -> None:
+    policy = "epicache:budget=0.4,probe_tokens=12,last=8"
+    found = runs(checkpoint, [policy], 0.5, turns=True).run()[1]
+    plain, ids, right = PlainModel(checkpoint), list[int](), []
+    for one in Lists().conversations(LENGTH, 1, 3)[0]:
+        ids += one.ids
+        asked = with_probes(ids, 12)
+        given = plain.generate(asked, GenerationPlan(len(asked), 6, policy=policy))
+        ids += [token for token in given if token not in checkpoint.architecture.eos]
+        right.append(one.right(given))
+    assert sum(right) > 0
+    assert found["seeds"] == [{"later": sum(right[1:3]) / 4, "again": right[3] / 2, "seed": 3}]
 
 
 def test_the_command_keeps_results_and_page(command: Command, tmp_path: Path) -> None:

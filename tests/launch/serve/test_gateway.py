@@ -40,7 +40,7 @@ def test_models(gateway: Running) -> None:
     (model,) = client.models.list().data
     assert (model.id, model.object, model.owned_by) == ("tiny", "model", "owner")
     assert client.models.retrieve("tiny") == model
-    with pytest.raises(openai.NotFoundError, match="no such model is served here: tiny") as caught:
+    with pytest.raises(openai.NotFoundError, match="no such model is served here; served: tiny") as caught:
         client.models.retrieve("other")
     assert caught.value.code == "model_not_found"
 

@@ -20,7 +20,10 @@ def rounds(architecture: Architecture, parties: int) -> int:
     return round(found.layer(1).total("rounds"))
 
 
-@pytest.mark.parametrize(("name", "parties", "most"), [("pythia-160m", 2, 10), ("falcon-7b", 2, 11), ("pythia-160m", 3, 15)])
+@pytest.mark.parametrize(
+    ("name", "parties", "most"),
+    [("pythia-160m", 2, 10), ("gpt-j-6b", 2, 10), ("falcon-7b", 2, 11), ("pythia-160m", 3, 15), ("falcon-7b", 3, 16)],
+)
 def test_rounds(name: str, parties: int, most: int) -> None:
     beside = decoder_of(find_description(name), name)
     assert beside.parallel

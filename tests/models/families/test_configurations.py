@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
 
 from models.architecture import Rotary
@@ -201,3 +202,50 @@ def test_token_ids_that_never_come(tmp_path: Path) -> None:
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
         assert load_checkpoint(tmp_path).architecture.eos == (free[2],)
         assert generated(hugging_face(tmp_path), ids, 8) == free[: free.index(free[2]) + 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("gemma", "hidden_act"), ("gemma2", "hidden_activation"), ("gemma3", "hidden_activation")]
+)
+def test_gelu_is_its_tanh_form_in_the_first_gemma_alone(name: str, key: str, tmp_path: Path) -> None:
+    checkpoints.save(name, tmp_path)
+    edit(tmp_path, **{key: "gelu"})
+    model = hugging_face(tmp_path)
+    ids = checkpoints.prompt(model, PROMPT)
+    torch.testing.assert_close(
+        plain_logits(load_checkpoint(tmp_path), ids), checkpoints.logits(model, ids), atol=1e-4, rtol=0
+    )
+    assert (read_architecture(tmp_path).activation == "gelu") == (name != "gemma")
+
+
+def test_a_tied_head_with_a_bias(tmp_path: Path) -> None:
+    """GPT-J keeps the head's bias where its matrix is the embedding."""
+    kind, config, values = checkpoints.VARIANTS["gptj"]
+    torch.manual_seed(0)
+    model = kind(config(**values, tie_word_embeddings=True, attn_implementation="eager")).eval()
+    with torch.no_grad():
+        model.lm_head.bias.normal_()
+    model.save_pretrained(tmp_path)
+    ids = checkpoints.prompt(model, PROMPT)
+    torch.testing.assert_close(
+        plain_logits(load_checkpoint(tmp_path), ids), checkpoints.logits(model, ids), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("stablelm", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("llama-grouped", "model.layers.1.self_attn.rotary_emb.inv_freq"),
+        ("gpt-neox", "gpt_neox.layers.0.attention.rotary_emb.inv_freq"),
+    ],
+)
+def test_frequencies_that_earlier_files_hold_are_passed_over(name: str, stored: str, tmp_path: Path) -> None:
+    """They follow from config.json, and transformers does not read them either."""
+    model = checkpoints.save(name, tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file) | {stored: torch.ones(2)}, file, metadata={"format": "pt"})
+    ids = checkpoints.prompt(model, PROMPT)
+    torch.testing.assert_close(
+        plain_logits(load_checkpoint(tmp_path), ids), checkpoints.logits(model, ids), atol=1e-4, rtol=0
+    )

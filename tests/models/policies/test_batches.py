@@ -16,7 +16,7 @@ from launch.local.in_process import InProcessSuite
 from launch.measure.generation import generate_on_shares
 from models.cache import Batch, KVCache
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.costs.estimation import Tracer
+from models.costs.estimation import Tracer, estimate
 from models.costs.tracing import Setting
 from models.generation import GenerationPlan, PlainModel, generate_plain
 from models.policies import parse
@@ -330,3 +330,9 @@ def test_a_long_prompt_costs_less_and_takes_a_seventh_of_the_memory() -> None:
     full, batches = costs.values()
     assert batches.costs.total("offline_bytes") < 0.9 * full.costs.total("offline_bytes")
     assert max(batches.working.values()) < max(full.working.values()) / 7
+
+
+def test_sums_over_many_batches_fit_their_ring() -> None:
+    """What a batch of two tokens says is added up over twenty, and compared: in the last layer, which needs no values."""
+    setting = Setting("masked", policy="chunked:tokens=2|kvmerger:budget=0.7")
+    assert estimate(tiny(heads=4, groups=1, layers=1), setting, 40, 1).first.total("rounds") > 30

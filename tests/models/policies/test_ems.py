@@ -26,6 +26,7 @@ from tests.models.policies.policy_cases import grid, tiny
 from tests.protocols.suite_harness import run_plain, run_secure
 
 CASES = 1000
+ROUNDING = 2.0**-12
 Numbers = np.ndarray[Any, Any]
 
 
@@ -69,8 +70,9 @@ class Drawn:
         await cache.settle()
         return list(cache.layers[0].keys_and_values())
 
-    def expected(self, tau: float, candidates: int, rows: str) -> tuple[Tensor, Tensor]:
-        keys, values = [], []
+    def expected(self, tau: float, candidates: int, rows: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values that stay, and of how many tokens each row is made."""
+        keys, values, members = [], [], torch.ones(2, self.stays)
         stop, count = self.tokens - self.window, self.stays - self.window
         divisor = math.gcd(self.tokens, self.window)
         unit = self.tokens * self.window // divisor
@@ -84,13 +86,14 @@ class Drawn:
             weights = score + 2.0 ** -max(0, 18 - math.ceil(math.log2(most)))
             merged = oracles.classes(k, v, weights, centres, joining, tau)
             if tau == 1:
-                merged = k[centres], v[centres], merged[2]
+                merged = k[centres], v[centres], merged[2] * 0
+            members[g, :count] += torch.from_numpy(np.bincount(merged[2], minlength=count + 1)[1:])
             keys.append(np.r_[merged[0] if rows == "both" else k[centres], self.k[g, stop:].numpy()])
             values.append(np.r_[merged[1], self.v[g, stop:].numpy()])
-        return torch.from_numpy(np.array(keys)), torch.from_numpy(np.array(values))
+        return torch.from_numpy(np.array(keys)), torch.from_numpy(np.array(values)), members
 
 
-def case(seed: int, apart: bool = False) -> tuple[Drawn, str, tuple[Tensor, Tensor]]:
+def case(seed: int, apart: bool = False) -> tuple[Drawn, str, tuple[Tensor, Tensor, Tensor]]:
     drawn = Drawn(seed, apart)
     tau, candidates, rows = (0.6, 0.5, 1.0, 0.25)[seed % 4], (0, 3)[seed % 2], ("both", "values")[seed // 2 % 2]
     text = f"ems:budget={drawn.stays / drawn.tokens:.17g},window={drawn.window},tau={tau}"
@@ -107,7 +110,7 @@ def test_centres_take_in_what_is_similar() -> None:
         async def program(s: Any, *values: Any, drawn: Drawn = drawn, text: str = text) -> Any:
             return await drawn.run(text, s, *values)
 
-        for value, wanted in zip(run_plain(program, drawn.inputs), expected, strict=True):
+        for value, wanted in zip(run_plain(program, drawn.inputs), expected[:2], strict=True):
             assert value.shape == wanted.shape
             assert (value - wanted).abs().max() < 1e-6, seed
         joined += not torch.equal(expected[1], expected[1].mul(4).round() / 4)
@@ -117,15 +120,22 @@ def test_centres_take_in_what_is_similar() -> None:
 @pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("crypten", 3), ("masked", 2), ("masked", 3)])
 def test_the_same_on_shares(suite: str, parties: int) -> None:
-    """Sets exactly, ties included; merged rows up to rounding. A best cosine of these seeds is 2^-6 above the next one."""
+    """Sets exactly, ties included. A best cosine of these seeds is 2^-6 above the next one."""
     for seed in (37, 47, 2) if suite == "masked" else (37, 47):
-        drawn, text, expected = case(seed, apart=True)
+        drawn, text, (*expected, members) = case(seed, apart=True)
+        assert members.max() > 2 or seed != 37
 
         async def program(s: Any, *values: Any, drawn: Drawn = drawn, text: str = text) -> Any:
             return await drawn.run(text, s, *values)
 
         for value, wanted in zip(run_secure(suite, parties, program, drawn.inputs), expected, strict=True):
-            assert (value - wanted).abs().max() < 2.0**-10, seed
+            assert ((value - wanted).abs().amax(-1) < allowed(wanted, members)).all(), seed
+
+
+def allowed(rows: Tensor, members: Tensor) -> Tensor:
+    """What a row [G, B, C] may be off by: 2^-12 for each token that it is made of, of its length where that is above 1."""
+    lengths: Tensor = rows.norm(dim=-1)
+    return ROUNDING * members * lengths.clamp(min=1)
 
 
 STEPS, EVERY, SEED = 9, 3, 92
@@ -140,6 +150,7 @@ class ByHand:
         self.k, self.v = ([x[g].numpy() for g in range(2)] for x in (drawn.k, drawn.v))
         self.total, self.late = ([x[g].numpy() for g in range(2)] for x in (drawn.mass, drawn.late))
         self.queries, self.last, self.margin = drawn.tokens, drawn.window, 1.0
+        self.members = [np.ones(drawn.tokens) for _ in range(2)]
         self._drop()
         for step in range(STEPS):
             self._hear(more[0][:, step].numpy(), more[1][:, step].numpy(), q[step].numpy())
@@ -153,6 +164,7 @@ class ByHand:
             p = np.exp(self.k[g] @ q[g, 0])
             p /= p.sum()
             self.total[g], self.late[g] = np.append(self.total[g], 0) + p, np.append(self.late[g], 0) + p
+            self.members[g] = np.append(self.members[g], 1)
 
     def _drop(self) -> None:
         unit = self.queries * self.last // math.gcd(self.queries, self.last)
@@ -163,7 +175,7 @@ class ByHand:
             joining = np.setdiff1d(np.arange(stop), centres)
             weights = score + 2.0 ** -max(0, 18 - math.ceil(math.log2(unit + 1)))
             keys, values, of = oracles.classes(self.k[g][:stop], self.v[g][:stop], weights, centres, joining, self.tau)
-            sums = self.total[g][centres]
+            sums, members = self.total[g][centres], self.members[g][centres]
             near = oracles.unit(self.k[g][joining]) @ oracles.unit(self.k[g][centres]).T
             near = np.sort(np.c_[np.full(len(near), self.tau), near], 1)
             best = np.sort(score)[::-1]
@@ -172,15 +184,18 @@ class ByHand:
             for token, its in zip(joining, of, strict=True):
                 if its:
                     sums[its - 1] += self.total[g][token]
+                    members[its - 1] += self.members[g][token]
             self.k[g], self.v[g] = np.r_[keys, self.k[g][stop:]], np.r_[values, self.v[g][stop:]]
             self.total[g] = np.r_[sums, self.total[g][stop:]]
+            self.members[g] = np.r_[members, self.members[g][stop:]]
             self.late[g] = np.zeros(len(self.total[g]))
         self.last = 0
 
 
 @pytest.mark.parametrize(("suite", "parties"), [("plain", 1), ("masked", 2), ("masked", 3), ("crypten", 2)])
 def test_a_class_is_one_heavy_row_later(suite: str, parties: int) -> None:
-    """Three evictions while decoding: what a class got adds up, and what the last queries say begins anew."""
+    """Three evictions while decoding: what a class got adds up, and what the last queries say begins anew. Scores that come
+    of attention on shares are off themselves, so means by them may be off twice as far as those of a prompt."""
     drawn = Drawn(SEED, apart=True)
     drawn.group = 1
     text = f"ems:budget={drawn.stays / drawn.tokens:.17g},window={drawn.window},every={EVERY},candidates=0"
@@ -205,8 +220,10 @@ def test_a_class_is_one_heavy_row_later(suite: str, parties: int) -> None:
     found = run_plain(program, inputs) if suite == "plain" else run_secure(suite, parties, program, inputs)
     hand = ByHand(drawn, [k, v], q, 0.6)
     assert hand.margin > 0.01
-    for value, wanted in zip(found, (hand.k, hand.v), strict=True):
-        assert np.abs(value.numpy() - np.array(wanted)).max() < (1e-6 if suite == "plain" else 2e-3)
+    members = torch.from_numpy(np.array(hand.members))
+    for value, wanted in zip(found, map(torch.from_numpy, map(np.array, (hand.k, hand.v))), strict=True):
+        off = (value - wanted).abs().amax(-1)
+        assert off.max() < 1e-6 if suite == "plain" else (off < 2 * allowed(wanted, members)).all()
 
 
 @pytest.mark.covering(1)

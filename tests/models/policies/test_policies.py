@@ -63,7 +63,7 @@ MATRIX = {
     "quest": ["quest:budget=0.4,page=4,skip=0"],
     "elastic": ["elastic:budget=0.4,distance=3"],
     "d2o": ["d2o:budget=0.5,every=3,sinks=2"],
-    "kvmerger": ["kvmerger:budget=0.5", "kvmerger:budget=0.4,longest=0"],
+    "kvmerger": ["kvmerger:budget=0.5", "kvmerger:budget=0.4,longest=0,weights=gaussian"],
     "epicache": [f"epicache:budget=0.4,probe_tokens=4,sinks=2,last=5,reduce={reduce}" for reduce in ("sum", "max")],
     "ems": ["ems:budget=0.4,window=4,every=3,tau=1"],  # what merges is in test_merging
     "mikv": ["mikv:budget=0.3,every=2", "demote|snapkv:budget=0.5,window=6"],

@@ -18,7 +18,7 @@ from tests.models.policies.test_policies import TEXTS
         ("lucky", "unknown cache policy 'lucky'; known: full, mpcache"),
         (
             "mpcache:preset=clusters,dynamik=0.1",
-            "policy mpcache has no setting 'dynamik'; known: static, observed, following, dynamic",
+            "policy mpcache has no setting 'dynamik'; known: dynamic, fine, coarse",
         ),
         ("mpcache:preset=clusters,dynamic=0", "policy mpcache: dynamic = 0.0 must be a share above 0 and up to 1"),
         ("mpcache:preset=clusters,static=1.5", "policy mpcache: static = 1.5 must be a share above 0 and up to 1"),
@@ -40,7 +40,7 @@ from tests.models.policies.test_policies import TEXTS
         ("mpcache:preset=clusters,gathering=scores,levels=2", "policy mpcache: gathering = 'scores' needs levels=1"),
         (
             "mpcache:preset=thesis",
-            "policy mpcache: preset = 'thesis' must be one of few-queries, clusters, paper, named once",
+            "policy mpcache: preset = 'thesis' must be one of few-queries, small-clusters, clusters, paper, named once",
         ),
         (
             "mpcache:preset=clusters,observed=1.5",

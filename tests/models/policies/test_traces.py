@@ -34,7 +34,7 @@ TEXTS = [
     "lag:every=2|layers:weights=1 2|h2o:budget=0.4",
     "elastic:budget=0.4",
     "d2o:budget=0.5,every=2,candidates=6",
-    "kvmerger:budget=0.5",
+    "kvmerger:budget=0.5,weights=gaussian",
     "ems:budget=0.5,window=8,every=2",
     "epicache:budget=0.5,probe_tokens=6,last=4",
     "batches:tokens=14|epicache:budget=0.5,probe_tokens=6,last=4,reduce=max",

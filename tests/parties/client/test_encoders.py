@@ -100,6 +100,9 @@ def test_refusals(model: PrivateModel, deployment: Deployment, checkpoint: Path)
         model.embed([TEXT, "a" * 60])
     with pytest.raises(ConfigurationError, match="text 1 is empty"):
         model.classify("")
+    for wrong, message in (([3], "text 1 is neither a text nor a pair"), (None, "texts: .* are needed, got NoneType")):
+        with pytest.raises(ConfigurationError, match=message):
+            model.embed(wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="2 different names were given, the model has 5 outputs"):
         model.classify(TEXT, labels=["a", "b"])
     granted = [{"name": "client", "outputs": ["classes"]}]

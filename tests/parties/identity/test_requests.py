@@ -49,7 +49,7 @@ def test_request_sign_install(authority: Path, role: Path) -> None:
     key = role / "requests" / "party0.key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert b"PRIVATE" not in request.read_bytes()
-    with pytest.raises(ConfigurationError, match=r"party0\.crt is missing"):
+    with pytest.raises(ConfigurationError, match=r"party0\.crt is not installed.*`mpcache certs install"):
         check(role, "party0")
 
     sent = authority / "party0.csr"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -180,3 +181,32 @@ def test_damage_and_quota(tmp_path: Path) -> None:
     pages.close()
     assert (memory.paged_bytes, store.owners("session")) == (0, [])
     store.close()
+
+
+def test_a_full_disk_ends_sessions_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = PageStore(tmp_path / "store", "party0")
+    memory = CacheMemory(store, 1, 1 << 20)
+    one, two = (SessionPages(store, digit * 32, memory.book) for digit in "cd")
+    sums = one.write("k", [rows(0)["share"]])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", full)
+        with pytest.raises(EnvironmentProblem, match=r"cannot be written \(No space left on device\)"):
+            two.write("k", [rows(1)["share"]])
+        two.close()
+    assert [owner.id for owner in store.owners("session")] == ["c" * 32]
+    assert torch.equal(one.read("k", sums)[0], rows(0)["share"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "remove", lambda *_: (_ for _ in ()).throw(EnvironmentProblem("the disk is full")))
+        one.close()  # the session that ends there must come to its end
+    assert memory.paged_bytes == 0
+    store.close()
+    store = PageStore(tmp_path / "store", "party0")
+    assert store.owners("session") == []
+    store.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)  # a mapped table of readers without room would be a signal
+        with pytest.raises(EnvironmentProblem, match="free disk space at this party"):
+            PageStore(tmp_path / "new", "party0")

@@ -105,7 +105,7 @@ def test_rounds_and_bytes_of_a_number() -> None:
         assert (rounds, offline < dealt, sent < most) == (2, True, True)
         # with its lift to 64 bits, which are opened once more
         assert cost(kind, ("segments", "opened"), 64)[2] < dealt + 13.1
-    for kind, most, dealt in (("gelu", 12.3, 57), ("gelu_tanh", 12.3, 57), ("silu", 13.8, 64)):
+    for kind, most, dealt in (("gelu", 12.3, 55), ("gelu_tanh", 12.3, 55), ("silu", 13.8, 62)):
         rounds, sent, offline = cost(kind, ("halved digits", "opened"), 24)
         assert (rounds, offline < dealt, sent < most) == (3, True, True)
     for kind, dealt in (("gelu", 185), ("silu", 251)):
@@ -130,7 +130,7 @@ def test_which_forms_are_run() -> None:
 
     token, prompt = 3072, 128 * 3072
     assert names("auto", token) == names("rounds", prompt) == ("brackets", "lifted")
-    assert names("auto", 16 * token) == ("segments", "opened")
+    assert names("auto", 12 * token) == ("segments", "opened")
     assert names("auto", prompt) == names("bytes", token) == ("halved digits", "opened")
     assert names("bytes", prompt, 3)[0] == "brackets"  # bits with a sign are for two parties
     assert names("rounds", token, 2, 21) == ("waves", "lifted")

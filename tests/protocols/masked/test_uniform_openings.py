@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mpc.wide import Wide
-from protocols.masked import gather, lifted, product, truncation, wide
+from protocols.masked import gather, lifted, product, truncation, veiled, wide
 from protocols.masked.context import Context, Opening, open_value
 from protocols.masked.gather import picked_by_rank, picked_scores, spread_weights
 from protocols.masked.shares import Shared, WideShared
@@ -87,6 +87,15 @@ async def chosen(c: Context, x: Shared, y: Shared) -> list[Shared]:
     return [c.shared(await open_value(c, spread_weights(c, e, p)))]
 
 
+async def veiled_factors(c: Context, x: Shared, y: Shared) -> list[Shared]:
+    """Two sums of masked values times known numbers, of which a word, and fewer bits that are lifted later, are left."""
+    a, b = await together(open_value(c, x), open_value(c, y.to_ring(20)))
+    known = lifted.Factor(lambda: torch.full(a.shape, 77), 0)
+    one, two = (veiled.sum_known(c, "known", [(value, known)], bits) for value, bits in ((a, 90), (b, 40)))
+    found = await together(veiled.open_cut(c, one, 30), veiled.open_cut(c, two, 10, wraps=True))
+    return [c.shared(found[0]), c.shared(await raise_ring(c, found[1], 0, 44))]
+
+
 async def raised(c: Context, x: Shared, y: Shared) -> list[Shared]:
     """Two values raised from small rings: what each is opened with, before and after."""
     a, b, d = await together(*(open_value(c, x.to_ring(bits), bits == 22) for bits in (20, 24, 22)))
@@ -94,7 +103,7 @@ async def raised(c: Context, x: Shared, y: Shared) -> list[Shared]:
     return [c.shared(m) for m in await together(*rings)]
 
 
-GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed, chosen, raised]
+GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed, chosen, veiled_factors, raised]
 
 
 def _failures(gate: Gate, parties: int) -> list[uniformity.Result]:
@@ -166,23 +175,36 @@ def test_counted_masks_that_are_too_small_are_found(parties: int, monkeypatch: p
 
 @pytest.mark.parametrize("gate", [products, known_factors, wide_deal])
 def test_a_high_word_without_a_mask_is_found(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = wide._fresh_mask
-    monkeypatch.setattr(wide, "_fresh_mask", lambda *of: Wide(real(*of).low, torch.zeros(of[1], dtype=torch.int64)))
+    real = wide.random
+    monkeypatch.setattr(wide, "random", lambda *of: Wide(real(*of).low, torch.zeros(of[2], dtype=torch.int64)))
     assert _failures(gate, 3)
 
 
 def test_a_wide_mask_that_serves_twice_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each opening is uniform by itself; only their difference tells."""
-    real = wide._fresh_mask
+    real = wide.random
     kept: dict[tuple[int, tuple[int, ...], int], Wide] = {}
 
-    def again(c: Context, shape: torch.Size, bits: int) -> Wide:
-        fresh = real(c, shape, bits)
+    def again(c: Context, op: str, shape: torch.Size, bits: int) -> Wide:
+        fresh = real(c, op, shape, bits)
         return kept.setdefault((id(c.tape), tuple(shape), bits), fresh)
 
-    monkeypatch.setattr(wide, "_fresh_mask", again)
+    monkeypatch.setattr(wide, "random", again)
     found = _failures(products, 3)
     assert any("openings" in r.name for r in found)
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_a_sum_of_known_factors_without_its_veil_is_found(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The product of mask and factor hides it from nobody who knows that the factor is a constant."""
+    real = wide.random
+
+    def none(c: Context, op: str, shape: torch.Size, bits: int) -> Any:
+        found = real(c, op, shape, bits)
+        return found if isinstance(found, Wide) else found * 0
+
+    monkeypatch.setattr(veiled, "random", none)
+    assert _failures(veiled_factors, parties)
 
 
 def test_low_bits_that_are_sent_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,7 @@ def _opening(deployment: Deployment, model: ModelReference) -> bytes:
         prefix_tokens=0,
         chunk_tokens=[],
         chunk_again=0,
+        chunk_slots=0,
         prompt_tokens=len(PROMPT),
         new_tokens=2,
         decoding="greedy",

@@ -82,16 +82,13 @@ def amplitudes(kind: str, p: int) -> list[tuple[int, int]]:
 
 
 # ---- E ---------------------------------------------------------------------------------------------------------------
-def _times_sum(w: World, op: str, bit: Bit | None, terms: list[tuple[Masked, Integers, int]], bits: int) -> Shared | Wide:
-    """bit, if any, times the sum of x_e F_e 2^s_e: factors, the sum of masks times factors, top bits, each where the mask
+def _times_sum(w: World, op: str, bit: Bit, terms: list[tuple[Masked, Integers, int]], bits: int) -> Shared | Wide:
+    """bit times the sum of x_e F_e 2^s_e: factors, the sum of masks times factors, top bits, each where the mask
     bit is 0 or 1 as the second or first of two entries, one of which the opened bit reads."""
     shape = terms[0][0].shape
-    if bit is not None:
-        rho, u = integers(bit.rho[0]), bit.u[0] != 0
+    rho, u = integers(bit.rho[0]), bit.u[0] != 0
 
     def read(name: str, ring: int, value: Integers) -> Any:
-        if bit is None:
-            return wide.deal(w, f"{op}: {name}", shape, ring, value)
         entries = wide.deal(w, f"{op}: {name}", (2, *shape), ring, np.stack([rho * value, (1 - rho) * value]))
         return np.where(u, entries[:, 1], entries[:, 0])
 
@@ -281,9 +278,8 @@ def activation(w: World, x: Masked, kind: str, curve: str, result: str, wanted: 
         def curved() -> Steps:
             if curve == "halved digits":
                 terms, frac = yield from segment(w, kind, x)
-                whole = _times_sum(w, f"{kind} segments", None, terms, p_bits - f + frac)
-                assert isinstance(whole, Shared)
-                return (yield from open_cut(w, whole, frac - f))
+                found = yield from wide.veiled_sum(w, f"{kind} segments", terms, (p_bits - f + frac, frac - f))
+                return Masked(found.m, found.lam, found.bits, f, True)
             bits = p_bits + fine - f
             wave = waves(w, kind, x, period, bits)
             half = _half(w, x, bits, fine)
@@ -292,7 +288,7 @@ def activation(w: World, x: Masked, kind: str, curve: str, result: str, wanted: 
             return (yield from open_cut(w, wave.plus(half, -1), fine - f))
 
         (inside, above), p = yield from together(brackets(w, x, HALF[kind], UNIT, curve == "brackets"), curved())
-        lower, frac = times(w, "inside", inside, p.noted(w.parties == 2), left), f
+        lower, frac = times(w, "inside", inside, p.noted(p.counted or w.parties == 2), left), f
     else:
         (inside, above), (terms, frac) = yield from together(brackets(w, x, HALF[kind], UNIT, True), segment(w, kind, x))
         lower = _times_sum(w, f"{kind} segments", inside, terms, left + frac - f)

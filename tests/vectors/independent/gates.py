@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -280,6 +281,7 @@ GATES: dict[str, Gate] = {
         lambda w, x, y, bits, count: wide.cut(w, wide.multiply(w, "product", x, y, bits), count), wide.judge_product
     ),
     "known factor": _opened(wide.known_factor, wide.judge_known),
+    "veiled factor": _opened(wide.veiled_factor, partial(wide.judge_known, most=1.5)),
     "sums of squares": _opened(wide.square_sums, lambda x, bits: exact((x * x).sum(-1, keepdims=True))),
     "lifted": _opened(
         lambda w, x, bits, count: wide.cut(w, wide.lift(w, x, bits), count), lambda x, bits, count: close(x, 2.0**count)

@@ -18,7 +18,7 @@ from tests.vectors.independent.formats import Stream, U, Words, reduce, word
 from tests.vectors.independent.linear import multiply, open_cut, truncate
 from tests.vectors.independent.lookup import at, digit, hot, low, one_hot, scaled, turned, zero_by_points, zero_of_few_bits
 from tests.vectors.independent.rows import Flags, standard
-from tests.vectors.independent.wide import Wide, cut_masked, multiply_known, words
+from tests.vectors.independent.wide import Wide, cut_masked, veiled_sum, words
 from tests.vectors.independent.world import Masked, Open, Shared, Steps, World
 
 DECIMALS = Context(prec=48)
@@ -88,12 +88,8 @@ def by_bits(w: World, x: Masked, frac: int, bits: int) -> Steps:
     u = yield from open_cut(w, Shared(words(signed, 60), 60, 58), 57 - frac)
     sign = 2 * at(ones[0], lam_digit).astype(object) - 1
     known = sign * powers(-1, start, x.frac, 0, 20)[low(x.mask, start).astype(np.int64)]
-    count = 21
-    product = multiply_known(w, "exponential", u, known, bits + count)
-    held = product.bits, u.frac + 20
-    if isinstance(product, Shared):
-        return (yield from open_cut(w, Shared(product.x, *held), count))
-    return (yield from cut_masked(w, Wide(product.x, *held), count))
+    found = yield from veiled_sum(w, "exponential", [(u, known, 0)], (bits + 21, 21))
+    return Masked(found.m, found.lam, bits, frac)
 
 
 # ---- zero tests of long words ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 from tests.vectors.independent.formats import U, Words, pack
 from tests.vectors.independent.linear import open_cut
 from tests.vectors.independent.results import close, exact
-from tests.vectors.independent.world import Masked, Shared, Steps, World
+from tests.vectors.independent.world import Masked, Open, Shared, Steps, World
 
 Integers = np.ndarray[Any, Any]
 
@@ -52,6 +52,12 @@ def deal(w: World, op: str, shape: Sequence[int], bits: int, value: Integers) ->
     low = integers(w.deal(op, shape, 64, words(value, 64)))
     rest = (value - low.sum(0)) >> 64
     return low + (integers(w.deal(f"{op}, high", shape, bits - 64, words(rest, bits - 64))) << 64)
+
+
+def random(w: World, op: str, shape: Sequence[int], bits: int) -> Integers:
+    """Shares that are drawn: low words, then the rest."""
+    low = integers(w.random(op, shape, min(bits, 64)))
+    return low + (integers(w.random(f"{op}, high", shape, bits - 64)) << 64) if bits > 64 else low
 
 
 # ---- lifted factors --------------------------------------------------------------------------------------------------
@@ -112,6 +118,34 @@ def multiply_known(w: World, op: str, x: Masked, factor: Integers, bits: int, lo
     return sharing(out, bits, x.frac)
 
 
+def veiled_sum(w: World, op: str, terms: Sequence[tuple[Masked, Integers, int]], rings: tuple[int, int]) -> Steps:
+    """<sum of x F 2^s, cut>: (public + terms) F with a random number of each party in place of masks times F. terms: (x, F,
+    s). rings: before it is cut, and by how much it is."""
+    bits, count = rings
+    forms = [form(x, bits) for x, _, _ in terms]
+    out: Any = 0
+    for (public, _), (x, factor, s) in zip(forms, terms, strict=True):
+        out = out + (deal(w, f"{op}: factor", x.shape, bits - s, factor) * public << s)
+    fresh = random(w, f"{op}: veil", terms[0][0].shape, bits)
+    out = out - fresh
+    for (_, known), (x, factor, s) in zip(forms, terms, strict=True):
+        for t in known[1:]:
+            if s + t.shift < bits:
+                out = out + (
+                    t.public * deal(w, f"{op}: factor: {t.name}", x.shape, bits - t.shift - s, t.known * factor) << s
+                )
+    masks: Any = sum(known[0].known * factor << s for (_, known), (_, factor, s) in zip(forms, terms, strict=True))
+    left, veil = bits - count, (masks - fresh.sum(0)) % (1 << bits)
+    if w.parties == 2:
+        out[0] += 1 << (count - 1)
+        m = yield Open(words(out % (1 << bits) >> count, left), left)
+    elif bits > 64:
+        m = words((yield _Open(out % (1 << bits), bits)) >> count, left)
+    else:
+        m = (yield Open(words(out, bits), bits)) >> U(count)
+    return Masked(m, w.deal("veil", m.shape, left, words(veil >> count, left)), left, 0)
+
+
 def lift(w: World, x: Masked, bits: int, op: str = "lift", lowest: int | None = None) -> Shared | Wide:
     """public + terms."""
     public, terms = form(x, bits, lowest)
@@ -165,8 +199,7 @@ def cut_masked(w: World, x: Wide, count: int) -> Steps:
         raised[0] += (1 << count) - 1
         kept = Shared(words(raised % (1 << x.bits) >> count, left), left, frac)
         return (yield from open_cut(w, kept, 0))
-    low = integers(w.random("open", x.shape, 64))
-    lam = low + (integers(w.random("open, high", x.shape, x.bits - 64)) << 64)
+    lam = random(w, "open", x.shape, x.bits)
     m = yield _Open((x.x + lam) % (1 << x.bits), x.bits)
     mask = lam.sum(0) % (1 << x.bits) >> count
     short = w.deal("truncate", x.shape, left, words(mask, left))
@@ -181,12 +214,20 @@ def known_factor(w: World, x: Masked, bits: int, count: int) -> Steps:
     return [found, Shared(w.deal("number", x.shape, 16, words(factor, 16)), 16, 0)]
 
 
-def judge_known(x: np.ndarray, bits: int, count: int) -> Any:
-    """x times the number that was opened beside it."""
+def veiled_factor(w: World, x: Masked, bits: int, count: int) -> Steps:
+    """The same, opened behind a veil."""
+    factor = integers(x.mask) % 256 - 128
+    found = yield from veiled_sum(w, "known", [(x, factor, 0)], (bits, count))
+    cut_off = Masked(found.m, found.lam, found.bits, x.frac - count)
+    return [cut_off.shared, Shared(w.deal("number", x.shape, 16, words(factor, 16)), 16, 0)]
+
+
+def judge_known(x: np.ndarray, bits: int, count: int, most: float = 1.0) -> Any:
+    """x times the number that was opened beside it, less than `most` units of what is left off."""
 
     def check(found: Sequence[np.ndarray]) -> None:
         assert set(np.unique(found[1])) <= set(range(-128, 128))
-        assert (np.abs(found[0] - x * found[1]) < 2.0**count).all()
+        assert (np.abs(found[0] - x * found[1]) < most * 2.0**count).all()
 
     return check
 
