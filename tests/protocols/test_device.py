@@ -58,6 +58,7 @@ def grid(*shape: int) -> Tensor:
     return torch.randint(-12, 13, shape).double() / 8
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("suite", "parties"), [("masked", 2), ("masked", 3), ("crypten", 2)])
 def test_operations_of_every_suite(device: str, suite: str, parties: int) -> None:
     for program, inputs in (

@@ -38,6 +38,7 @@ POLICIES = (
     "snapkv:budget=0.5,window=6",
     "dynamic-top-k:budget=0.3",
 )
+SUITES = ("masked", "crypten", "crypten", "masked", "crypten", "masked")
 TWO_LAYERS = with_layers(SHAPES["tiny"], 2)
 
 
@@ -105,7 +106,7 @@ def test_three_parties_over_grpc() -> None:
         {"suite": "crypten", "parties": 3, "cached": 0, "prefill": 5},
         {"cached": 0, "prefill": 5},
         {"parties": 3, "cached": 40, "repeat": 2, "options": {"fraction_bits": 12}},
-        *({"cached": 40, "policy": text, "suite": suite} for text in POLICIES for suite in ("masked", "crypten")),
+        *({"cached": 40, "policy": text, "suite": suite} for text, suite in zip(POLICIES, SUITES, strict=True)),
         {"cached": 40, "policy": POLICIES[0], "parties": 3},
         {"cached": 40, "draft": 2, "repeat": 2},
         {"cached": 40, "draft": 3, "policy": POLICIES[0], "suite": "crypten"},

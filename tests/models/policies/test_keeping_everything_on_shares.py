@@ -84,8 +84,7 @@ def test_tokens_logits_and_costs_are_those_of_the_full_cache(
     found = {}
     for text in (
         "full",
-        *EVERYTHING,
-        *WRAPPED,
+        *[*EVERYTHING, *WRAPPED][suite == "crypten" :: 2],  # each in one of both: what it asks for depends on no suite
         "mpcache:preset=clusters,static=1,dynamic=0.6,sharing=1,fine=2,coarse=4,sinks=1,window=1",
     ):
         reseed(monkeypatch)
