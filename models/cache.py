@@ -338,7 +338,7 @@ class CachePolicy(ABC):
         if self.probes:
             return asked if batch.last else Observation()
         own, late = batch.observed(asked.queries), batch.observed(asked.late)
-        return replace(asked, queries=own, late=late, times=-(-asked.queries // max(own, 1)))
+        return replace(asked, queries=own, late=late, times=max(1, -(-asked.queries // max(own, 1))))
 
     async def after_batch(self, suite: Suite, cache: KVCache, layer: int, batch: Batch, seen: Seen) -> None:
         """Do the work after a batch of the prompt, which is cached; may shrink the layer's cache. What only the next batch

@@ -44,8 +44,9 @@ class Running:
         return self
 
     def add(self, name: str, ids: list[int] = PROMPT[:BEHIND], **how: Any) -> RegisteredPrefix:
-        text = PrefixText(name, ids, suite=how.pop("suite", MASKED), **how)
-        return add_prefix(self.deployment.config("model-owner", "owner"), "tiny", text)
+        model, suite = how.pop("model", "tiny"), how.pop("suite", MASKED)
+        text = PrefixText(name, ids, suite=suite, **how)
+        return add_prefix(self.deployment.config("model-owner", "owner"), model, text)
 
     def ask(self, ids: list[int], prefix: str | None, **how: Any) -> GenerationResult:
         params = SamplingParams(NEW, ignore_eos=True)
@@ -186,7 +187,7 @@ def test_parties_refuse_what_a_client_did_not_check(real: Running, monkeypatch: 
     with pytest.raises(ConfigurationError, match=r"prefix checked at party. was computed in suite 'masked': ask as it was"):
         real.ask([7], "checked", suite=SuiteSpec("crypten"))
     with pytest.raises(ConfigurationError, match=r"prefix checked at party. was computed with suite options as usual"):
-        real.ask([7], "checked", suite=SuiteSpec("masked", options={"score": 9}))
+        real.ask([7], "checked", suite=SuiteSpec("masked", options={"activation": 3}))
     assert real.ask([7], "checked").tokens == real.wanted([3, 1, 4, 7])
 
 
@@ -245,10 +246,13 @@ def test_a_quota(tmp_path: Path) -> None:
             running.add("second", [1])
 
 
-def test_values_that_left_their_range_keep_nothing(real: Running) -> None:
+def test_values_that_left_their_range_keep_nothing(real: Running, tmp_path: Path) -> None:
+    """Of a model of two layers: the first one's attention is what leaves it, and a prefix reads nothing behind the last."""
+    random_checkpoints.save("gpt2", tmp_path)
+    real.deployment.share(tmp_path, "deep")
     before = real.stored()
     with pytest.raises(RangeExceeded):
-        real.add("flagged", suite=SuiteSpec("masked", options={"residual": 4}))
+        real.add("flagged", model="deep", suite=SuiteSpec("masked", options={"residual": 4}))
     for _ in range(50):
         if not _unowned(real):
             break

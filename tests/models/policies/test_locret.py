@@ -171,7 +171,7 @@ def test_a_long_prompt_deals_two_fifths() -> None:
             for n in (1, 2)
         ]
         middle[policy] = of[1].first.total("offline_bytes") - of[0].first.total("offline_bytes")
-    assert middle[text] < 0.405 * middle["full"]
+    assert middle[text] < 0.42 * middle["full"]
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from tests.models import random_checkpoints as checkpoints
 from tests.models.policies.learned_weights import save_random
 
 TOKENS, NEW = 40, 3
-ACROSS_LAYERS = ("layers:", "cake:")  # what shares budgets out among layers; of all others one layer is run
+ACROSS_LAYERS = ("layers:", "cake:", "heads=0.1 1.3")  # what names layers; of all others one layer is run
 TEXTS = [
     "cake:budget=0.5,window=8",
     "compresskv:budget=0.5,window=6,heads=0.1 1.3",
