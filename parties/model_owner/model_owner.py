@@ -143,7 +143,7 @@ def _digest(checkpoint: Checkpoint) -> str:
     try:
         return checkpoint.tokenizer.digest
     except CheckpointError as error:
-        log.info("clients' tokenizers are not compared with the model's: %s", error)
+        log.warning("clients' tokenizers are not compared with the model's: %s", error)
         return ""
 
 

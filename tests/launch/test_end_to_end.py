@@ -113,12 +113,14 @@ def test_another_models_tokenizer_is_refused(
     words["a"], words["e"] = words["e"], words["a"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     owner = running.folder / "model-owner.yaml"
-    for refused in (
-        command("generate", "--config", config, "--model", other, "--prompt", PROMPT),
-        command("client", "--config", config, "--tokenizer", other),
-        command("serve", "--config", config, "--tokenizer", other, "--model", f"tiny={other}"),
-        command("prefix", "add", "--config", owner, "--model", "tiny", "--tokenizer", other, "--name", "p", "--text", "a b"),
-    ):
+    asks: list[list[str | Path]] = [
+        ["generate", "--config", config, "--model", other, "--prompt", PROMPT],
+        ["client", "--config", config, "--tokenizer", other],
+        ["serve", "--config", config, "--tokenizer", other, "--model", f"tiny={other}"],
+        ["prefix", "add", "--config", owner, "--model", "tiny", "--tokenizer", other, "--name", "p", "--text", "a b"],
+    ]
+    for words in asks:  # one after the other: what is not refused serves on
+        refused = command(*words)
         assert refused.code == 2, refused.err
         assert "gives other ids than the" in refused.err
         assert "'tiny' was shared with" in " ".join(refused.err.split())
