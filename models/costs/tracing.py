@@ -19,7 +19,7 @@ from models.architecture import Architecture
 from models.architectures import AnyArchitecture
 from models.cache import KVCache
 from models.chunks import ChunkPlan
-from models.costs.cached import CacheBytes, held_by_layer, held_bytes
+from models.costs.cached import CacheBytes, Watch, held_by_layer, held_bytes
 from models.costs.products import KINDS, Products
 from models.costs.program import NoInputs, StepPlan, encoding_step, fill, load, load_before, registering_step, step
 from models.decoder import Decoder
@@ -92,7 +92,7 @@ class _Tape(CountingTape):
         super().__init__()
         self._check = check
         self.cache: KVCache | None = None
-        self.cached = 0
+        self.watch = Watch()
         self.work: dict[tuple[str, str, str], int] = {}
 
     def random(self, op: str, shape: Sequence[int], bits: int = 64, kind: str = "sum") -> Tensor:
@@ -113,7 +113,7 @@ class _Tape(CountingTape):
     def _seen(self, x: Tensor) -> Tensor:
         self._check()
         if self.cache is not None:
-            self.cached = max(self.cached, held_bytes(self.cache))
+            self.watch.look(self.cache)
         return x
 
 
@@ -303,7 +303,7 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
                     suite.run(decoder.keep(cache, cached - cache.seen))
             suite.run(step(decoder, cache, setting.step(tokens, drafted and cached > 0), None, STEP))
         took = held_bytes(cache)
-        held = CacheBytes(max(tape.cached, took), took)
+        held = CacheBytes(max(tape.watch.most, took), took)
         working = _working(live, held.most - before)
         yield Trace(copy.deepcopy(suite.ledger), {**products.counts, **tape.work}, working, held)
 
