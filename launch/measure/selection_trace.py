@@ -91,8 +91,8 @@ def noting(suite: Suite, decisions: list[Decision]) -> TracedSelection:
 class Agreement:
     """compared, equal: decisions that were compared, and those where both runs kept the same. gap: in the others, how much
     higher a score that one of them left out was than one that it kept, at most, as a share of that row's spread. after:
-    decisions not compared, since they depend on another token having left the cache: later ones of the same layer, and all of
-    later turns through the model."""
+    decisions not compared, since they depend on another token having left the cache: later ones of the same layer, and all
+    of later turns through the model."""
 
     compared: int
     equal: int
