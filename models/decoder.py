@@ -157,7 +157,7 @@ class Decoder:
     async def read(self, h: Value, cache: KVCache) -> None:
         """Let the cache hold what an encoder made of the prompt: the residual stream after its last layer, [P, D]."""
         with self.suite.ledger.timed("encoder"):
-            cache.prompt.rows = await self.suite.normalise(h, self.architecture.norm)
+            cache.prompt.rows = await self.suite.normalise(h, self.architecture.stream_norm)
 
     def started(self) -> Value:
         """Return the decoder's residual stream of the token that every answer begins behind, [1, D]; local."""
@@ -264,7 +264,7 @@ class Decoder:
     async def _attended(self, h: Value, cache: KVCache, layer: int, rows: Rows) -> Value:
         """Return the last `rows.wanted` rows of the residual stream behind a layer's attention to its own tokens."""
         suite, a = self.suite, self.architecture
-        norm = None if a.norms == "after" else a.norm
+        norm = None if a.norms == "after" else a.stream_norm
         with suite.ledger.timed(f"layer {layer}/attention"):
             entered = await self._entered(h, norm, self._attention.entering(layer), cache, layer)
             if a.reads(layer):
@@ -291,7 +291,7 @@ class Decoder:
             h, dropped = await self._mixture.dispatched(h, layer, places)
             cache.dropped = dropped if cache.dropped is None else cache.dropped + dropped
             return h
-        norm = None if self.architecture.norms == "after" else self.architecture.norm
+        norm = None if self.architecture.norms == "after" else self.architecture.stream_norm
         entered = await self.suite.norm_linear(h, norm, part.entering(layer))
         return await part.leaving(entered, layer, h)
 
@@ -301,7 +301,7 @@ class Decoder:
         first, second = self._attention.entering(layer), self._feed_forward.entering(layer)
         every = rows.wanted == h.shape[0]
         with suite.ledger.timed(f"layer {layer}/attention"):
-            entered = await self._entered(h, a.norm, [*first, *second] if every else first, cache, layer)
+            entered = await self._entered(h, a.stream_norm, [*first, *second] if every else first, cache, layer)
         last = h[h.shape[0] - rows.wanted :]
 
         async def attention() -> Value:
@@ -310,7 +310,7 @@ class Decoder:
 
         async def feed_forward() -> Value:
             with suite.ledger.timed(f"layer {layer}/mlp"):
-                products = entered[len(first) :] if every else await suite.norm_linear(last, a.norm, second)
+                products = entered[len(first) :] if every else await suite.norm_linear(last, a.stream_norm, second)
                 return await self._feed_forward.leaving(products, layer, suite.public(0.0, last.shape))
 
         attended, written = await suite.together(attention(), feed_forward())
@@ -324,7 +324,9 @@ class Decoder:
         suite = self.suite
         suite.at(self.architecture.layers)
         with suite.ledger.timed("head"):
-            (logits,) = await suite.norm_linear(h, self.architecture.norm, [linear_layer(self._weights, "head")], whole)
+            (logits,) = await suite.norm_linear(
+                h, self.architecture.stream_norm, [linear_layer(self._weights, "head")], whole
+            )
         await cache.settle()
         self._probe("logits", logits)
         return logits

@@ -167,7 +167,7 @@ class Suite(Merging, HeldRows):
         """Return x / sqrt(moment(x) + eps) over the last axis, times a fixed secret gain (+ residual): what stands before no
         linear layer. x: outputs of a linear layer, [..., D] or [..., H, D]; gain: [D], or [H D]."""
         flat = x.reshape(-1, gain.shape[0])
-        inverse, scaled = await self.together(self.rsqrt_moment(x, norm), self.mul(flat, gain))
+        inverse, scaled = await self.together(self.output_moment(x, norm), self.mul(flat, gain))
         scaled = scaled.reshape(*x.shape)
         with operation("norm scale"):
             y: Value = await self.mul(scaled, inverse)

@@ -160,7 +160,7 @@ def deal(
     """
     config, spec = order.config, order.spec
     facts = LoadFacts(new_id(), int(time.time()), tuple(config.party_names))
-    with _folder(order, out) as folder, torch.no_grad():
+    with _folder(order, out) as folder, torch.inference_mode():
         programs = order.programs(facts.load)
         dealing = TapeDealing(check(config.certificates, config.name, config.role), facts, on_progress)
         began = time.perf_counter()
