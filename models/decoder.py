@@ -26,6 +26,7 @@ from models.cross_attention import CrossAttention
 from models.experts import Mixture
 from models.feed_forward import FeedForward
 from models.loaded import check_weights, linear_layer
+from models.padding import Padding
 from models.policies.full import FullCache
 from models.prefix_rows import begin_behind
 from models.rotary import cosines_and_sines
@@ -110,7 +111,9 @@ class Decoder:
         tokens = self._checked(inputs, cache.seen)
         batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
         angles = self._angles_of(cache, tokens)
-        h = await self.embedded(inputs, cache.seen)
+        if cache.prompt.padding is not None and cache.seen:
+            await cache.prompt.padding.follow(self.suite, tokens)
+        h = await self.embedded(inputs, cache.seen, cache.prompt.padding)
         looking, wanted = cache.looking, 1 if last_only else tokens
         looking.ahead = self.policy.looking_ahead(batch) if looking.end is not None or looking.probes is not None else 0
         if looking.ahead:
@@ -196,12 +199,25 @@ class Decoder:
             await self.policy.after_kept(self.suite, cache, layer, rows)
         cache.drafted = 0
 
-    async def embedded(self, inputs: Value, position: int) -> Value:
-        """Return the residual stream before the first layer, [T, D]. inputs: as in `forward`."""
+    async def begin_padded(self, cache: KVCache, length: int) -> None:
+        """Let a prompt of `length` tokens begin with as much padding as the cache was told (`PromptRows.start`)."""
+        assert cache.prompt.start is not None
+        self.suite.at(0)
+        with self.suite.ledger.timed("embedding"):
+            learned = self.architecture.learned_positions
+            cache.prompt.padding = await Padding.of(self.suite, cache.prompt.start, length, learned)
+
+    async def embedded(self, inputs: Value, position: int, padding: Padding | None = None) -> Value:
+        """Return the residual stream before the first layer, [T, D]. inputs: as in `forward`. padding: of the prompt."""
         suite = self.suite
         suite.at(0)
         with suite.ledger.timed("embedding"):
-            h = self._at_place(await self.looked_up(inputs), position)
+            if padding is None or not self.architecture.learned_positions:
+                h = self._at_place(await self.looked_up(inputs), position)
+            else:
+                placed = padding.places(suite, self.positions, position, inputs.shape[0])
+                rows, places = await suite.together(self.looked_up(inputs), placed)
+                h = rows + places
         self._probe("embedding", h)
         return h
 
@@ -215,7 +231,12 @@ class Decoder:
         """Return tokens' rows [T, D] at places from `position` on; local."""
         if not self.architecture.learned_positions:
             return rows
-        return rows + self._weights["embedding.positions"][position : position + rows.shape[0]]
+        return rows + self.positions[position : position + rows.shape[0]]
+
+    @property
+    def positions(self) -> Value:
+        """Return the table [P, D] of learned positions."""
+        return self._weights["embedding.positions"]
 
     async def layer(self, h: Value, cache: KVCache, layer: int, rows: Rows) -> Value:
         """Run a layer on the residual stream: h [T, D] -> its last `rows.wanted` rows, [n, D]."""

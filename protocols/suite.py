@@ -252,10 +252,10 @@ class Suite(Merging, HeldRows):
         assert found.out is not None
         return found.out, found.mass
 
-    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
+    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None = None) -> Value:
         """Return `attention` of queries q [G, R T, C] with a secret `bias`, broadcastable to [G, R T, S], added to the
         scores: beside what is declared of these, it may be as large as its own bound says."""
-        return await self.relative_attention(q, k, v, bias, None)
+        return await self.relative_attention(q, k, v, bias, mask)
 
     async def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> Value:
         """Return `biased_attention` where what is declared of scores holds for their sums with the bias: as of one that a

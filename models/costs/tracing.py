@@ -123,7 +123,8 @@ class Setting:
 
     draft: of drafted steps, None for one token a step. behind: tokens of a registered prefix that prompts begin behind, 0
     without one; chunks: between it and them. texts: of an encoder's session of several texts the padded length of each,
-    whose sum is then the prompt's. check(): called at every tape entry, may raise to end the trace.
+    whose sum is then the prompt's. padded: as in `GenerationPlan`. check(): called at every tape entry, may raise to
+    end the trace.
     prepare(suite): called with each suite that is made. seconds: processor time that an estimate may take, None for any.
 
     >>> Setting("masked", parties=3, policy="h2o:budget=0.2", options={"score": 8}).spec
@@ -141,12 +142,13 @@ class Setting:
     chunks: ChunkPlan | None = None
     texts: tuple[int, ...] = ()
     seconds: float | None = None
+    padded: bool = False
     check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
     prepare: Callable[[Suite], None] = field(default=lambda suite: None, compare=False, repr=False)
 
     def plan(self, prompt: int, new: int) -> AnyPlan:
         """Return the plan of a session with so many prompt and new tokens. Raises `ConfigurationError`."""
-        lengths = Lengths(prompt, new, self.behind, self.chunks, self.texts)
+        lengths = Lengths(prompt, new, self.behind, self.chunks, self.texts, self.padded)
         return make_plan(lengths, self.decoding, self.policy, self.temperature, self.draft)
 
     def cached(self, architecture: Architecture, prompt: int) -> int:
@@ -172,7 +174,7 @@ class Setting:
 
     def step(self, tokens: int = 1, drafted: bool = False) -> StepPlan:
         """Return a step of so many tokens. drafted: see `StepPlan`."""
-        return StepPlan(tokens, cast(Decoding, self.decoding), self.temperature, drafted)
+        return StepPlan(tokens, cast(Decoding, self.decoding), self.temperature, drafted, self.padded)
 
     def steps(self, cached: int, new: int, kept: int = 1) -> Iterator[tuple[int, int]]:
         """Yield tokens before it and rows of each step after the first token of an answer of `new` tokens. cached: tokens
@@ -267,7 +269,7 @@ def trace_step(
         tokens += 0 if setting.chunks is None or setting.chunks.among else setting.chunks.repaired
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
     begun = partial(decoder.begun, setting.behind, setting.chunks, asked)
-    cache = begun() if behind else suite.run(fill(decoder, cached, NoInputs(), agreed, read))
+    cache = begun() if behind else suite.run(fill(decoder, cached, NoInputs(), agreed, read, setting.padded))
     suite.ledger.costs.clear()
     products.counts.clear()
     tape.work.clear()
