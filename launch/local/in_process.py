@@ -15,7 +15,8 @@ from typing import TypeVar
 
 from mpc.channel import Channel, MemoryChannel, memory_channels
 from mpc.errors import PeerError, TapeError
-from mpc.random import new_seed
+from mpc.generators import suited
+from mpc.random import Prg, new_seed
 from mpc.tape import DealerTape, PartyTape, Tape, chunks
 from protocols.registry import SuiteSpec, secure_suite
 from protocols.suite import Suite
@@ -97,9 +98,12 @@ def run_in_process(
     errors: list[BaseException] = []
     places = list(devices) or [DEVICE] * (parties + 1)
 
+    def prg(i: int) -> Prg:
+        return Prg(seeds[i], suited(places[i]))
+
     def party_thread(i: int) -> None:
         try:
-            tape = PartyTape(seeds[i], i == parties - 1, chunks(iter(streams[i])), channels[i].ledger, places[i])
+            tape = PartyTape(prg(i), i == parties - 1, chunks(iter(streams[i])), channels[i].ledger, places[i])
             results[i] = party_main(channels[i], tape)
         except BaseException as error:
             errors.append(error)
@@ -108,7 +112,8 @@ def run_in_process(
 
     def dealer_thread() -> None:
         try:
-            tape = dealer_tape(seeds, lambda i, piece: streams[i].put(piece), None, places[parties])
+            prgs = [prg(i) for i in range(parties)]
+            tape = dealer_tape(prgs, lambda i, piece: streams[i].put(piece), None, places[parties])
             dealt.append(dealer_main(tape))
             tape.flush()
         except BaseException as error:

@@ -86,7 +86,7 @@ class DealSpec:
             for prompt in self.prompts
         ]
         plans = [make_plan(one, self.decoding, self.policy, self.temperature, None) for one in lengths]
-        manifests = [Manifest.of(load, architecture, self.suite, plan, config.party_names) for plan in plans]
+        manifests = [Manifest.of(load, architecture, self.suite, plan, config.generators) for plan in plans]
         return [SessionProgram.of(self.program, manifest, architecture, config.device) for manifest in manifests]
 
 
