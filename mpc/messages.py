@@ -1,7 +1,7 @@
 """Messages of ring elements: bytes at the host, or bytes on a device until a round sends them.
 
 What is packed on a device stays there; a round joins all that it sends and takes it to the host at once, and takes to the
-device at once what has arrived: one copy down, one up, one wait a round, whatever is opened.
+device at once what has arrived, with all else that goes up: one copy down, one up, one wait a round, whatever is opened.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpc.device import recorded
-from mpc.device.deferred import deferred, known, settle, there
+from mpc.device import recorded, upload
+from mpc.device.deferred import Deferred, deferred, known, settle, there
 from mpc.device_packing import checked, unpack_there, unpack_words_there
 from mpc.errors import WireError
 from mpc.packing import pack, unpack, unpack_words, word_bytes
@@ -82,10 +82,20 @@ def at_host(message: Message) -> bytes:
 
 
 def delivered(messages: Sequence[bytes | bytearray | memoryview], device: torch.device) -> list[Message]:
-    """Return what has arrived where it is computed with, in one copy."""
+    """Return what has arrived where it is computed with; it goes up with what else waits (`mpc.device.upload`)."""
     if device.type == "cpu":
         return [memoryview(message) for message in messages]
-    host = torch.from_numpy(np.frombuffer(bytearray().join(messages), np.uint8))
-    sizes = [len(message) for message in messages]
-    pairs = zip(torch.split(host.to(device), sizes), torch.split(host, sizes), strict=True)
-    return [known(deferred(there), lambda at=at: at) for there, at in pairs]  # type: ignore[misc]
+    return list(_going_up([np.frombuffer(message, np.uint8) for message in messages], device))
+
+
+def _going_up(parts: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Return integers of the host on a device; nobody may write into them any more. The host knows what they are."""
+    nodes = [upload.going_up(part, device) for part in parts]
+    if sum(part.nbytes for part in parts) >= upload.AT_ONCE:
+        upload.bring(nodes)
+    return [Deferred(one) for one in nodes]
+
+
+def sent_up(x: Tensor, device: torch.device) -> Tensor:
+    """Return integers that the host has computed where they are computed with; nobody may write into them any more."""
+    return x if device.type == "cpu" else _going_up([x.numpy()], device)[0]

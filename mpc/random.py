@@ -1,6 +1,7 @@
 """The only source of randomness for shares, masks and correlations.
 
-Seeds are 256 bits from the operating system (`secrets`); expansion is AES-256 in counter mode from `cryptography`.
+Seeds are 256 bits from the operating system (`secrets`); they are expanded by AES-256 in counter mode or by ChaCha20
+(`mpc.generators`), from `cryptography` at the host, from `mpc.device.keystream` on a device.
 `torch.Generator`, Python's `random` and numpy's generators are never used for anything that protects a secret: CrypTen's
 use of a Mersenne Twister with a 32-bit effective seed lets a peer recover the other's weights within seconds.
 """
@@ -14,22 +15,22 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 from mpc.bits import check_bits
+from mpc.device import keystream
 from mpc.device.deferred import known
+from mpc.device.keystream import Keystream
 from mpc.device.recorded import unpacked
+from mpc.generators import AES, CHACHA, Stream, generator
 from mpc.ledger import current
+from mpc.messages import delivered
 from mpc.packing import word_bytes
 from mpc.ring import reduce
 from mpc.timeline import timed
 
 SEED_BYTES = 32
-_BLOCK = 16  # an AES block: what the cipher wants as spare room behind its output
-_PIECE = 1 << 16
-_ZEROS = memoryview(bytes(_PIECE))
-_LEAST_AHEAD, MOST_AHEAD = 1 << 14, 1 << 22  # bytes that are copied to a device at once
+_LEAST_AHEAD, _MOST_AHEAD = 1 << 14, 1 << 22  # bytes that are made for a device at once
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -48,35 +49,42 @@ def derive_seed(seed: bytes, *labels: str | int | bytes) -> bytes:
 
 
 class _Ahead:
-    """A stream that is expanded at the host in pieces, each copied to a device at once, and handed out on either side."""
+    """A stream on a device, made some bytes ahead: few kernels, or copies, for many small entries. read: makes it there."""
 
-    def __init__(self, fresh: Callable[[int], np.ndarray], device: torch.device) -> None:
-        self._fresh, self._device = fresh, device
-        self._left = np.empty(0, np.uint8)
-        self._left_there: Tensor | None = None
+    def __init__(self, read: Callable[[int, int], Tensor]) -> None:
+        self._read = read
+        self._first = 0
+        self._there: Tensor | None = None
         self._piece = _LEAST_AHEAD
 
-    def _take(self, count: int) -> tuple[np.ndarray, Tensor]:
-        """Return the next `count` bytes, at the host and on the device."""
-        if self._left_there is None or count > self._left.size:
-            self._left = np.concatenate([self._left, self._fresh(max(count - self._left.size, self._piece))])
-            self._piece = min(2 * self._piece, MOST_AHEAD)
-            self._left_there = torch.from_numpy(self._left).to(self._device)
-        found = self._left[:count], self._left_there[:count]
-        self._left, self._left_there = self._left[count:], self._left_there[count:]
+    def take(self, start: int, count: int) -> Tensor:
+        """Return `count` bytes from byte `start` on, uint8 [count] on the device."""
+        at = start - self._first
+        if self._there is None or at + count > self._there.numel():
+            self._there = self._read(start, max(count, self._piece))
+            self._first, at = start, 0
+            self._piece = min(2 * self._piece, _MOST_AHEAD)
+        return self._there[at : at + count]
+
+
+@timed("expand", current)
+def _expanded(stream: Stream, start: int, count: int) -> np.ndarray:
+    """Return bytes of a stream at the host, writable uint8 [count]."""
+    return stream.read(start, count)
+
+
+def _copied(stream: Stream, device: torch.device) -> Callable[[int, int], Tensor]:
+    """Return what makes a stream at the host and copies it to a device."""
+
+    def read(start: int, count: int) -> Tensor:
+        found: Tensor = delivered([_expanded(stream, start, count).data], device)[0]  # type: ignore[assignment]
         return found
 
-    def at_host(self, count: int) -> np.ndarray:
-        """Return the next bytes at the host, writable."""
-        return self._take(count)[0].copy()
-
-    def both(self, count: int) -> tuple[np.ndarray, Tensor]:
-        """Return the next bytes at the host, to be read only, and on the device, wherever they start."""
-        return self._take(count)
+    return read
 
 
 class Prg:
-    """A stream of pseudorandom bytes and ring elements, expanded from a 256-bit seed with AES-256-CTR.
+    """A stream of pseudorandom bytes and ring elements, expanded from a 256-bit seed. prg: the generator, see `generators`.
 
     Two holders of the same seed who ask for the same sequence of shapes and rings get the same elements, on any device.
 
@@ -86,36 +94,28 @@ class Prg:
     (True, True)
     """
 
-    def __init__(self, seed: bytes) -> None:
+    def __init__(self, seed: bytes, prg: str = AES) -> None:
         if len(seed) != SEED_BYTES:
             raise ValueError(f"a seed has {SEED_BYTES} bytes, got {len(seed)}")
-        self._stream = Cipher(algorithms.AES(seed), modes.CTR(b"\0" * 16)).encryptor()
-        self._ahead: _Ahead | None = None
+        self._seed, self._generator = seed, generator(prg)
+        self._stream = Stream(seed, self._generator)
+        self._at = 0  # bytes of the stream that were asked for
+        self._ahead: dict[torch.device, _Ahead] = {}
+
+    @classmethod
+    def of(cls, seed: bytes | Prg) -> Prg:
+        """Return a stream itself, or a seed's by AES-256-CTR."""
+        return seed if isinstance(seed, Prg) else cls(seed)
 
     def bytes(self, count: int) -> bytes:
         """Return the next `count` bytes of the stream."""
-        return self._expand(count).tobytes()
+        return _expanded(self._stream, self._next(count), count).tobytes()
 
-    def _expand(self, count: int) -> np.ndarray:
-        """Return the next `count` bytes as writable uint8 [count]."""
-        return self._fresh(count) if self._ahead is None else self._ahead.at_host(count)
-
-    def _expand_on(self, count: int, device: torch.device) -> tuple[np.ndarray, Tensor]:
-        """Return the next `count` bytes at the host and on a device, uint8 [count]."""
-        if self._ahead is None:
-            self._ahead = _Ahead(self._fresh, device)
-        return self._ahead.both(count)
-
-    @timed("expand", current)
-    def _fresh(self, count: int) -> np.ndarray:
-        """Expand `count` bytes: zeros, encrypted piece by piece while they are in the cache."""
-        buffer = np.empty(count + _BLOCK, dtype=np.uint8)
-        view = buffer.data
-        for start in range(0, count, _PIECE):
-            size = min(_PIECE, count - start)
-            written = self._stream.update_into(_ZEROS[:size], view[start : start + size + _BLOCK])
-            assert written == size
-        return buffer[:count]
+    def _next(self, count: int) -> int:
+        """Return where the next `count` bytes begin; nobody gets them again."""
+        start = self._at
+        self._at += self._generator.padded(count)
+        return start
 
     def words(self, shape: Sequence[int], bits: int = 64, device: torch.device | str = "cpu") -> Tensor:
         """Return the next uniform elements of Z_2^bits of `shape`, as `ring`, in the narrowest signed integers that hold
@@ -123,11 +123,23 @@ class Prg:
         check_bits(bits)
         width = word_bytes(bits)
         count = math.prod(shape) * width
+        start = self._next(count)
         if (device if isinstance(device, str) else device.type) != "cpu":
-            host, there = self._expand_on(count, torch.device(device))
-            made = known(unpacked(there, 8 * width, shape), lambda: self._read(host, width, shape).to(torch.int64))
-            return made.to(_INTEGERS[width])
-        return self._read(self._expand(count), width, shape)
+            return self._words_on(torch.device(device), start, width, shape)
+        return self._read(_expanded(self._stream, start, count), width, shape)
+
+    def _words_on(self, device: torch.device, start: int, width: int, shape: Sequence[int]) -> Tensor:
+        """Return words of the stream from byte `start` on, on a device. The host makes them again where it needs them."""
+        count, host = math.prod(shape) * width, Stream(self._seed, self._generator)
+        ahead = self._ahead.get(device)
+        if ahead is None:
+            there = self._generator.name == CHACHA and keystream.works(device)
+            ahead = self._ahead[device] = _Ahead(
+                Keystream(self._seed, device).read if there else _copied(self._stream, device)
+            )
+        made = unpacked(ahead.take(start, count), 8 * width, shape)
+        known(made, lambda: Prg._read(host.read(start, count), width, shape).to(torch.int64))
+        return made.to(_INTEGERS[width])
 
     @staticmethod
     def _read(raw: np.ndarray, width: int, shape: Sequence[int]) -> Tensor:
@@ -141,7 +153,7 @@ class Prg:
         return canonical(self.words(shape, bits, device), bits)
 
     def __repr__(self) -> str:
-        return "Prg(AES-256-CTR)"
+        return f"Prg({self._generator.name})"
 
 
 def canonical(words: Tensor, bits: int) -> Tensor:

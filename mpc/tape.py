@@ -32,7 +32,7 @@ from mpc.ledger import Ledger, current
 from mpc.messages import Message, delivered, packed, unpacked, unpacked_words
 from mpc.outbox import Outbox
 from mpc.packing import packed_size, word_bytes
-from mpc.random import MOST_AHEAD, Prg, canonical
+from mpc.random import Prg, canonical
 from mpc.shape_tensor import shape_tensor
 
 Shape = Sequence[int]
@@ -125,18 +125,18 @@ class Tape(ABC):
 class DealerTape(Tape):
     """The dealer's end. `emit(party, chunk)` is called with each party's bytes in order.
 
-    seeds: one 256-bit seed per party, fresh for this tape, never used elsewhere.
+    seeds: one 256-bit seed per party, fresh for this tape, never used elsewhere, or what expands it (`Prg`).
     """
 
     def __init__(
         self,
-        seeds: Sequence[bytes],
+        seeds: Sequence[bytes | Prg],
         emit: Callable[[int, bytes], None],
         ledger: Ledger | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(ledger, device)
-        self._prgs = [Prg(seed) for seed in seeds]
+        self._prgs = [Prg.of(seed) for seed in seeds]
         self._emit = Outbox(emit)
         self.flush = self._emit.flush  # at the end, and before the dealer waits for anybody
 
@@ -229,21 +229,22 @@ class DealerTape(Tape):
 
 
 class PartyTape(Tape):
-    """A party's end. `read(n)` returns the next n bytes of its stream and blocks until they are there.
+    """A party's end. seed: its 256-bit seed, or what expands it (`Prg`), as at the dealer. `read(n)` returns the next n
+    bytes of its stream and blocks until they are there.
 
     Raises `TapeError` from `random` and `dependent` when the dealer's program differs from this party's.
     """
 
     def __init__(
         self,
-        seed: bytes,
+        seed: bytes | Prg,
         last: bool,
         read: Chunks,
         ledger: Ledger | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(ledger, device)
-        self._prg = Prg(seed)
+        self._prg = Prg.of(seed)
         self._last = last
         self._read = read
 
@@ -302,7 +303,7 @@ class PartyTape(Tape):
 
     def _payload(self, size: int, host: bool) -> Message:
         """Return the next bytes where they are needed."""
-        return self._read(size) if host or self.device.type == "cpu" else self._read.on(size, self.device)
+        return self._read(size) if host or self.device.type == "cpu" else delivered([self._read(size)], self.device)[0]
 
     def common(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, host: bool = False
@@ -316,13 +317,12 @@ class PartyTape(Tape):
 class Chunks:
     """A `read(n)` over an iterator of byte chunks; it raises `TapeError` when the stream ends too early.
 
-    What lies within one chunk is not copied at the host, and a chunk is copied to a device at once.
+    What lies within one chunk is not copied.
     """
 
     def __init__(self, stream: Iterator[Bytes]) -> None:
         self._stream = stream
-        self._chunk = self._rest = memoryview(b"")
-        self._there: Message | None = None
+        self._rest = memoryview(b"")
 
     def __call__(self, count: int) -> Bytes:
         if len(self._rest) >= count:
@@ -340,18 +340,7 @@ class Chunks:
             piece = next(self._stream, None)
             if piece is None:
                 raise TapeError("the tape ended before the program did: the dealer stopped or dealt too few tokens")
-            self._chunk = self._rest = memoryview(piece)
-            self._there = None
-
-    def on(self, count: int, device: torch.device) -> Message:
-        """Return the next bytes on a device, uint8 [count]."""
-        if count > len(self._rest) or len(self._chunk) > MOST_AHEAD:
-            return delivered([self(count)], device)[0]
-        if self._there is None:
-            self._there = delivered([self._chunk], device)[0]
-        start = len(self._chunk) - len(self._rest)
-        self(count)
-        return self._there[start : start + count]
+            self._rest = memoryview(piece)
 
 
 def chunks(stream: Iterator[Bytes]) -> Chunks:

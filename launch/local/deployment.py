@@ -17,6 +17,7 @@ import yaml
 from launch.local.processes import Child, ProcessEnded, Processes
 from launch.terminal.console import Settings
 from mpc.errors import EnvironmentProblem
+from mpc.generators import suited
 from parties.config.role_config import load_config
 from parties.identity.certificates import create_deployment
 from parties.names import AUTHORITY, Role
@@ -213,7 +214,7 @@ def _write_configurations(known: _Known, further: dict[str, Any]) -> None:
 
     common: dict[str, Any] = {
         "certificates": str(folder / "certificates"),
-        "parties": [entry(name) for name in names],
+        "parties": [{**entry(name), "prg": suited(further["device"])} for name in names],
         "dealer": entry(DEALER),
         # whoever starts this is client, model owner and parties in one: there is nobody to keep logits from
         "clients": [{**entry(CLIENT), "decoding": ["greedy", "sample", "logits"]}],

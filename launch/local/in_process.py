@@ -17,7 +17,8 @@ import torch
 
 from mpc.channel import Channel, MemoryChannel, memory_channels
 from mpc.errors import PeerError, TapeError
-from mpc.random import new_seed
+from mpc.generators import suited
+from mpc.random import Prg, new_seed
 from mpc.tape import DealerTape, PartyTape, Tape, chunks
 from protocols.registry import SuiteSpec, secure_suite
 from protocols.suite import Suite
@@ -99,9 +100,12 @@ def run_in_process(
     errors: list[BaseException] = []
     places = list(devices) or [DEVICE] * (parties + 1)
 
+    def prg(i: int) -> Prg:
+        return Prg(seeds[i], suited(places[i]))
+
     def party_thread(i: int) -> None:
         try:
-            tape = PartyTape(seeds[i], i == parties - 1, chunks(iter(streams[i])), channels[i].ledger, places[i])
+            tape = PartyTape(prg(i), i == parties - 1, chunks(iter(streams[i])), channels[i].ledger, places[i])
             with torch.inference_mode():
                 results[i] = party_main(channels[i], tape)
         except BaseException as error:
@@ -111,7 +115,8 @@ def run_in_process(
 
     def dealer_thread() -> None:
         try:
-            tape = dealer_tape(seeds, lambda i, piece: streams[i].put(piece), None, places[parties])
+            prgs = [prg(i) for i in range(parties)]
+            tape = dealer_tape(prgs, lambda i, piece: streams[i].put(piece), None, places[parties])
             with torch.inference_mode():
                 dealt.append(dealer_main(tape))
                 tape.flush()

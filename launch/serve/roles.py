@@ -14,7 +14,9 @@ from launch.terminal import logs
 from launch.terminal.console import err
 from mpc.allocator import one_arena
 from mpc.errors import ConfigurationError, MpcacheError
+from mpc.generators import AES, suited
 from parties.config.role_config import RoleConfig, load_config
+from parties.events import log
 from parties.identity.certificates import Identity
 from parties.names import Role
 from parties.status.peer_watch import PeerWatch
@@ -74,12 +76,26 @@ class _Failing:
         self._over.set()
 
 
+def _hint(config: RoleConfig) -> None:
+    """Say where a party on a GPU has its seeds expanded by the processor."""
+    better = suited(config.device)
+    if config.role == "party" and better != AES and config.generators[config.name] == AES:
+        log.info(
+            "%s: its seeds are expanded by the processor and copied; 'prg: %s' in its entry of 'parties', at all roles, has "
+            "them expanded on %s",
+            config.name,
+            better,
+            config.device,
+        )
+
+
 def serve(
     server: Server, config: RoleConfig, supervised: bool, failure: Callable[[], MpcacheError | None] = lambda: None
 ) -> None:
     """Run until SIGTERM (then let running sessions end, for `grace_seconds`) or Ctrl-C. failure(): why the server cannot go
     on, None as long as it can; it ends with that error."""
     logs.configure(config.log_format, "warning" if supervised else config.log_level, config.name)
+    _hint(config)
     watch, failing = PeerWatch(config, lambda: server.identity), _Failing(server, failure)
     try:
         server.start()

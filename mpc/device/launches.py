@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mpc.device import reference
+from mpc.device import reference, upload
 from mpc.device.node import Node
 
 HEAVY = 24  # operations that are not done twice
@@ -61,6 +61,7 @@ def compute(wanted: Sequence[Node]) -> None:
 
 def _compute(wanted: list[Node]) -> None:
     order = _ordered(wanted)
+    upload.bring(order)
     bases = [_base(node) for node in wanted]  # what only moves elements shows those of another node
     cuts = _cuts(order)
     outputs_at = cuts | {id(node) for node in bases if node.held is None}

@@ -206,7 +206,7 @@ class Client:
         architecture = reference.encoder
         plan, order = request.plan(architecture), request.order(architecture)
         suite = reference.over_bounds(request.suite)
-        manifest = Manifest.of(reference.id, architecture, suite, plan, self.config.party_names)
+        manifest = Manifest.of(reference.id, architecture, suite, plan, self.config.generators)
         agreed = architecture, plan, [request.texts[place] for place in order]
         session = EncodingSession(new_id(), self.config, manifest, agreed, on_progress)
         self._run(session, on_progress, cancellation or Cancellation())
@@ -260,7 +260,7 @@ class Client:
         token_indices(ids, architecture.vocabulary)
         if request.draft is not None:
             request.draft.check(architecture)
-        manifest = Manifest.of(reference.id, architecture, suite, plan, self.config.party_names)
+        manifest = Manifest.of(reference.id, architecture, suite, plan, self.config.generators)
         named = None if prefix is None else PrefixFacts(id=prefix.prefix)
         manifest = manifest.with_prefix(named, [one.prefix for one in read.texts])
         return AgreedRequest(manifest, architecture, ids, request.params, request.draft, prefix, read.places)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mpc.errors import ConfigurationError, MpcacheError
+from mpc.generators import AES, generator
 from parties.config.grants import ClientGrant, Clients, ModelGrant, Models, OwnerGrant, Owners, checked_suites
 from parties.config.limits import NOT_DEALER, PARTY, SERVERS, Limits
 from parties.config.telemetry import Listener, Telemetry
@@ -31,6 +32,24 @@ class PeerAddress(BaseModel):
         return self
 
 
+class PartyAddress(PeerAddress):
+    """Where a compute party listens, and how it expands its seed (`mpc.generators`)."""
+
+    prg: str = Field(
+        default=AES,
+        description="How the party's seeds are expanded, the same at every role: aes256-ctr, or chacha20 for a party that "
+        "computes on a GPU.",
+    )
+
+    @field_validator("prg")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            return generator(value).name
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+
+
 class RoleConfig(BaseModel):
     """One role of a deployment.
 
@@ -45,11 +64,12 @@ class RoleConfig(BaseModel):
     listen: str | None = Field(
         default=None, description='"host:port" to serve at; host 0.0.0.0 means every network.', json_schema_extra=SERVERS
     )
-    parties: list[PeerAddress] = Field(
+    parties: list[PartyAddress] = Field(
         default_factory=list,
         description="All compute parties; the same ones in the same order at every role. {name: ..., address: ..., "
         "fingerprint: ...}; the fingerprint says which key a peer has, so that nobody has to trust the authority: "
-        "`mpcache certs fingerprint` prints it on the peer's host, `mpcache certs pin` writes it here.",
+        "`mpcache certs fingerprint` prints it on the peer's host, `mpcache certs pin` writes it here. For a party on a GPU "
+        "also prg: chacha20, at every role: it then makes what its seed stands for there.",
     )
     dealer: PeerAddress | None = Field(
         default=None,
@@ -192,6 +212,11 @@ class RoleConfig(BaseModel):
         return [p.name for p in self.parties]
 
     @property
+    def generators(self) -> dict[str, str]:
+        """Return the compute parties in order, and how each expands its seeds."""
+        return {p.name: p.prg for p in self.parties}
+
+    @property
     def index(self) -> int:
         """Return this party's index."""
         return self.party_names.index(self.name)
@@ -271,7 +296,7 @@ def _known(location: Location) -> list[str]:
     """Return keys that are known where an unknown one was found."""
     nested: dict[str, type[BaseModel]] = {
         "limits": Limits,
-        "parties": PeerAddress,
+        "parties": PartyAddress,
         "dealer": PeerAddress,
         "clients": ClientGrant,
         "model_owners": OwnerGrant,

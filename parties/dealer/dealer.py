@@ -21,7 +21,7 @@ from models.encoding import EncodingPlan
 from mpc.allocator import give_back
 from mpc.errors import MpcacheError, WireError
 from mpc.ledger import Ledger
-from mpc.random import new_seed
+from mpc.random import Prg, new_seed
 from mpc.tape import DealerTape
 from parties.config.role_config import RoleConfig
 from parties.errors import SessionFinished
@@ -181,7 +181,8 @@ class DealerSession(ServedSession):
         for outlet, seed in zip(outlets, seeds, strict=True):
             start = wire.TapeStart(seed=seed, load=load, fresh=weights is None, rows_load=rows_load, rows_fresh=rows is None)
             outlet.stream.send(wire.TapeMessage(start=start))
-        tape = DealerTape(seeds, lambda party, data: outlets[party].append(data), self.ledger, self._program.device)
+        prgs = [Prg(seed, self.manifest.generator(name)) for name, seed in zip(names, seeds, strict=True)]
+        tape = DealerTape(prgs, lambda party, data: outlets[party].append(data), self.ledger, self._program.device)
         self._flush = tape.flush
         suite = self._program.suite(tape, None)
         if weights is None:
@@ -292,7 +293,7 @@ class DealerServer(RoleServer[DealerSession]):
         """Return the architecture of a session that may be. Raises a typed error for one that may not."""
         check_name(client)
         check_version(manifest, party, self.version, self.name)
-        self.check_parties(party, manifest.parties)
+        self.check_program(party, manifest)
         architecture = parse_description(text)
         if architecture_hash(architecture) != manifest.architecture:
             raise WireError(f"{party} sent an architecture that is not the one of its manifest")

@@ -182,7 +182,7 @@ class RegisteringSession(Conversation):
         if architecture.experts is not None:
             suite = replace(suite, options={**suite.options, "experts": DENSE})
         digest = hashlib.sha256(self._text).hexdigest() if self._text else ""
-        manifest = Manifest.of(reference.id, architecture, suite, plan, config.party_names)
+        manifest = Manifest.of(reference.id, architecture, suite, plan, config.generators)
         manifest = manifest.with_prefix(PrefixFacts(id=new_id(), name=text.name, text=digest))
         super().__init__(new_id(), config, manifest, architecture.layers, on_progress)
         self.findings: tuple[RangeFinding, ...] = ()

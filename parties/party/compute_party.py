@@ -155,7 +155,7 @@ class ComputePartyServer(RoleServer[PartySession]):
     def _allowed(self, manifest: Manifest, client: str) -> StoredModel:
         """Return the model of a session that may be, whatever it costs. Raises a typed error for one that may not."""
         check_version(manifest, client, self.version, self.name)
-        self.check_parties(client, manifest.parties)
+        self.check_program(client, manifest)
         self.permissions.check_lengths(manifest, client)
         self.permissions.check_suite(manifest, client)
         self.permissions.check_decoding(manifest, client)

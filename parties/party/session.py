@@ -14,6 +14,7 @@ import torch
 from models.architectures import parse_description
 from mpc.in_step import StepMember
 from mpc.ledger import Ledger
+from mpc.random import Prg
 from mpc.ranks import Ranks
 from mpc.tape import PartyTape
 from parties.errors import SessionFinished
@@ -303,7 +304,8 @@ class PartySession(ServedSession):
     def _tape(self, source: Source) -> PartyTape:
         config = self.server.config
         last = config.index == len(self.manifest.parties) - 1
-        return PartyTape(source.seed, last, source.read, self.ledger, config.device)
+        prg = Prg(source.seed, self.manifest.generator(config.name))
+        return PartyTape(prg, last, source.read, self.ledger, config.device)
 
     # ---- the report ------------------------------------------------------------------------------------------------
     def _report(self, began: float) -> None:

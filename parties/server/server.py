@@ -38,7 +38,7 @@ from parties.transport.connection import start_server
 from parties.transport.heartbeat import HeartbeatMonitor
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
-from parties.wire.manifest import PROTOCOL_VERSION, package_version
+from parties.wire.manifest import PROTOCOL_VERSION, Manifest, check_generators, package_version
 
 S = TypeVar("S", bound=ServedSession)
 
@@ -122,6 +122,11 @@ class RoleServer(ABC, Generic[S]):
                 f"{who} lists parties {', '.join(listed)[:200]}, {self.name} is configured with "
                 f"{', '.join(self.config.party_names)}: all roles need the same parties in the same order"
             )
+
+    def check_program(self, who: str, manifest: Manifest) -> None:
+        """As `check_parties`, of a session; raises `ManifestMismatch` where a party's generator is another one here."""
+        self.check_parties(who, manifest.parties)
+        check_generators(manifest, who, self.config.generators, self.name)
 
     def hold(self, ticket: Ticket, make: Callable[[], S]) -> S:
         """Return a new session with its place; the place is free again if there is none.

@@ -90,7 +90,7 @@ class DealSpec:
             for texts in [(prompt,) * self.texts if self.texts > 1 else ()]
         ]
         plans = [make_plan(one, self.decoding, self.policy, self.temperature, None) for one in lengths]
-        manifests = [Manifest.of(load, architecture, self.suite, plan, config.party_names) for plan in plans]
+        manifests = [Manifest.of(load, architecture, self.suite, plan, config.generators) for plan in plans]
         return [SessionProgram.of(self.program, manifest, architecture, config.device) for manifest in manifests]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from mpc.errors import ConfigurationError, TapeError
-from mpc.random import SEED_BYTES, new_seed
+from mpc.random import SEED_BYTES, Prg, new_seed
 from mpc.tape import DealerTape
 from parties.identity.certificates import Identity
 from parties.program import SessionProgram
@@ -63,7 +63,7 @@ class TapeDealing:
         seeds, load = [new_seed() for _ in folders], self._facts.load
         with ExitStack() as writers:
             tapes = [writers.enter_context(closing(w)) for w in _writers(folders, load, seeds)]
-            weights = _load(program, DealerTape(seeds, lambda party, data: tapes[party].append(data), device=program.device))
+            weights = _load(program, _tape(program, seeds, lambda party, data: tapes[party].append(data)))
             self._finish(program, tapes, 0)
         return weights
 
@@ -82,14 +82,14 @@ class TapeDealing:
             ) from None
         if any(len(seed) != SEED_BYTES for seed in seeds):
             raise TapeError(f"the seeds of deal {load} in {folders[0].parent.parent} are damaged: deal again")
-        return _load(program, DealerTape(seeds, lambda party, data: None, device=program.device))
+        return _load(program, _tape(program, seeds, lambda party, data: None))
 
     def write_session(self, program: SessionProgram, weights: dict[str, Any], number: int, folders: Sequence[Path]) -> str:
         """Deal one session's tape under fresh seeds into each party's folder; return its id."""
         seeds, tape = [new_seed() for _ in folders], new_id()
         with ExitStack() as writers:
             tapes = [writers.enter_context(closing(w)) for w in _writers(folders, tape, seeds)]
-            end = DealerTape(seeds, lambda party, data: tapes[party].append(data), device=program.device)
+            end = _tape(program, seeds, lambda party, data: tapes[party].append(data))
             program.run(program.suite(end, None), weights, None, self)
             end.flush()
             self._finish(program, tapes, number)
@@ -125,6 +125,13 @@ class TapeDealing:
 def _writers(folders: Sequence[Path], tape: str, seeds: Sequence[bytes]) -> Iterator[TapeWriter]:
     for folder, seed in zip(folders, seeds, strict=True):
         yield TapeWriter(folder, tape, seed)
+
+
+def _tape(program: SessionProgram, seeds: Sequence[bytes], emit: Callable[[int, bytes], None]) -> DealerTape:
+    """Return the dealer's end of a tape: each party's seed is expanded as the program's manifest says."""
+    manifest = program.manifest
+    prgs = [Prg(seed, manifest.generator(name)) for name, seed in zip(manifest.parties, seeds, strict=True)]
+    return DealerTape(prgs, emit, device=program.device)
 
 
 def _load(program: SessionProgram, tape: DealerTape) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from mpc.errors import EnvironmentProblem, MpcacheError, TapeError
 from parties.events import log
 from parties.identity.certificates import Identity
 from parties.identity.trust import Peer
-from parties.tapes.file import OpenTape, TapeFile, destroy
+from parties.tapes.file import REMEDY, OpenTape, TapeFile, destroy
 from parties.tapes.header import TapeHeader
 from parties.tapes.journal import Journal, Records
 from parties.wire.manifest import ID_PATTERN, Manifest, ProgramFacts
@@ -122,8 +122,10 @@ class TapeStore:
             try:
                 if (session := records.session(tape)) is not None:
                     raise TapeError(f"tape {tape} was used by session {session}: a tape serves once")
-                self._file(folder, folder.name)
-                good.append(self._file(folder, tape).header)
+                load, header = self._file(folder, folder.name).header, self._file(folder, tape).header
+                if load.program.prg != header.program.prg:
+                    raise TapeError(f"tape {tape}: its seeds are expanded by another prg than those of its load: {REMEDY}")
+                good.append(header)
             except TapeError as error:
                 refused.append(str(error))
         return good, refused
@@ -224,6 +226,12 @@ def _unfit(program: ProgramFacts, manifest: Manifest, free: bool) -> str:
     are not those of another storing."""
     wanted, dealt = manifest.model_dump(exclude={"model"}), program.model_dump()
     other = [key.replace("_", " ") for key in dealt if key not in LENGTHS and dealt[key] != wanted[key]]
+    if other == ["prg"]:
+        name = next(party for party in manifest.parties if program.generator(party) != manifest.generator(party))
+        return (
+            f"whose seed of {name} is expanded by prg {program.generator(name)}, where {manifest.generator(name)} is asked "
+            f"for: deal again with the 'prg' of all roles in the entry of {name} in 'parties' of the dealer's file"
+        )
     if other:
         return f"for another {', '.join(other)}"
     if program.prompt_tokens != manifest.prompt_tokens or program.new_tokens < manifest.new_tokens:

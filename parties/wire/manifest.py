@@ -9,7 +9,7 @@ import secrets
 import struct
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -25,6 +25,7 @@ from models.generation import check_agreed_temperature
 from models.plans import AnyPlan, Leaving, Lengths, make_plan
 from models.prefixes import ROWS
 from mpc.errors import ConfigurationError, ManifestMismatch, WireError
+from mpc.generators import AES
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
 
@@ -81,7 +82,8 @@ class ProgramFacts(BaseModel):
     the chunks stand there, each chosen in secret, 0 where all do, in order. padded: whether the first of `prompt_tokens` may
     be padding, how many is secret. text_tokens: of each
     text of an encoder's session, padding included, none where it has but one; prompt_tokens: of all of them. parties: names
-    in order of their index. tables: hash of the public tables that shares are multiplied by (`models.public_tables`).
+    in order of their index. prg: generator of each party whose seeds AES-256-CTR does not expand. tables: hash of the public
+    tables that shares are multiplied by (`models.public_tables`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -105,7 +107,15 @@ class ProgramFacts(BaseModel):
     policy: Annotated[str, Field(max_length=400)]
     draft: Annotated[int, Field(ge=0, le=MOST_GUESSES)]
     parties: Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=2, max_length=64)]
+    prg: dict[str, Literal["chacha20"]] = {}
     tables: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    @field_validator("prg")
+    @classmethod
+    def _of_parties(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        if other := set(value) - set(info.data.get("parties", [])):
+            raise ValueError(f"of '{sorted(other)[0][:64]}', which is no party")
+        return value
 
     @field_validator("temperature")
     @classmethod
@@ -120,6 +130,10 @@ class ProgramFacts(BaseModel):
     def spec(self) -> SuiteSpec:
         """Return the suite. Raises `ConfigurationError`, `RangeError` for one that cannot be made here."""
         return SuiteSpec(self.suite, self.fraction_bits, self.options)
+
+    def generator(self, party: str) -> str:
+        """Return how a party's seeds are expanded."""
+        return self.prg.get(party, AES)
 
     @property
     def plan(self) -> AnyPlan:
@@ -163,9 +177,11 @@ class Manifest(ProgramFacts):
     chunks: Annotated[list[Identifier], Field(max_length=MOST_CANDIDATES)] = []
 
     @classmethod
-    def of(cls, model: str, architecture: AnyArchitecture, suite: SuiteSpec, plan: AnyPlan, parties: list[str]) -> Manifest:
-        """Return the manifest of a session that runs `plan` in `suite`. model: id of the shared weights. How mixtures of
-        experts are computed is chosen here, where the suite does not say it."""
+    def of(
+        cls, model: str, architecture: AnyArchitecture, suite: SuiteSpec, plan: AnyPlan, parties: Mapping[str, str]
+    ) -> Manifest:
+        """Return the manifest of a session that runs `plan` in `suite`. model: id of the shared weights. parties: in order,
+        each with its generator. How mixtures of experts are computed is chosen here, where the suite does not say it."""
         chunks = plan.chunks
         if isinstance(architecture, Architecture):
             suite = with_way(suite, architecture, plan.prompt_tokens, plan.policy, len(parties))
@@ -189,7 +205,8 @@ class Manifest(ProgramFacts):
             temperature=plan.temperature,
             policy=plan.policy,
             draft=0 if plan.draft is None else plan.draft.tokens,
-            parties=parties,
+            parties=list(parties),
+            prg={name: prg for name, prg in parties.items() if prg != AES},
             tables=public_tables.digest(architecture),
         )
 
@@ -340,6 +357,16 @@ def check_version(manifest: Manifest, sender: str, own: str, own_name: str) -> N
         raise ManifestMismatch(
             f"{sender} runs version {_brief(manifest.version)}, {own_name} runs version {own}: install the same everywhere"
         )
+
+
+def check_generators(manifest: Manifest, sender: str, own: Mapping[str, str], own_name: str) -> None:
+    """Raise `ManifestMismatch`, naming the party and both generators, unless the manifest's are those of a configuration."""
+    for party, prg in own.items():
+        if manifest.generator(party) != prg:
+            raise ManifestMismatch(
+                f"{sender} has prg {manifest.generator(party)} of {party}, {own_name} is configured with {prg}: write one "
+                f"'prg' in the entry of {party} in 'parties' at all roles"
+            )
 
 
 def check_tables(manifest: Manifest, architecture: AnyArchitecture, sender: str, own_name: str) -> None:

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from mpc import ring
 from mpc.errors import RangeError
+from mpc.messages import sent_up
 from mpc.packing import packed_size
 from protocols.masked.context import Context
 from protocols.masked.one_hot import digit, rotate
@@ -217,7 +218,7 @@ def one_hot_dpf(c: Context, x: Masked, low: int, width: int, bits: int) -> Share
     root, key = _deal(c, lam_digit.reshape(-1), x.shape.numel(), shape)
     if not c.evaluating:
         return Shared(c.blank((*x.shape, 1 << width)), bits, 0)
-    share = evaluate(0 if c.first else 1, root, key, shape).to(c.device)
+    share = sent_up(evaluate(0 if c.first else 1, root, key, shape), c.device)
     return Shared(rotate(share.reshape(*x.shape, 1 << width), m_digit), bits, 0)
 
 
@@ -236,7 +237,7 @@ def one_hot_below(c: Context, of: Masked, x: Masked, bits: int) -> Shared:
     root, key = _deal(c, ((of.lam << x.bits) | x.lam).reshape(-1), x.shape.numel(), shape)
     if not c.evaluating:
         return Shared(c.blank((*x.shape, 1 << x.bits)), bits, 0)
-    share = evaluate(0 if c.first else 1, root, key, shape, of.m.reshape(-1).cpu(), of.bits).to(c.device)
+    share = sent_up(evaluate(0 if c.first else 1, root, key, shape, of.m.reshape(-1).cpu(), of.bits), c.device)
     return Shared(rotate(share.reshape(*x.shape, 1 << x.bits), x.m), bits, 0)
 
 

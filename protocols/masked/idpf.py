@@ -37,6 +37,7 @@ from torch import Tensor
 
 from mpc import ring, wide
 from mpc.errors import RangeError
+from mpc.messages import sent_up
 from mpc.packing import packed_size
 from mpc.ring import RING_BITS
 from mpc.wide import Wide, Words
@@ -373,7 +374,7 @@ def read(c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combin
     m = x.m.reshape(-1).cpu()
     points = ring.shift_right(m, low, x.bits)
     share = evaluate(0 if c.first else 1, roots[0], (words, output), points, p, lambda s, cut: combine(s, m[cut], cut))
-    whole: Words = moved(share, lambda t: t.reshape(*x.shape, *t.shape[1:]).to(c.device))
+    whole: Words = moved(share, lambda t: sent_up(t.reshape(*x.shape, *t.shape[1:]), c.device))
     return whole
 
 

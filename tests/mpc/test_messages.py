@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mpc import messages
+from mpc.device.deferred import settle
 from mpc.device_packing import pack_there, unpack_there, unpack_words_there
 from mpc.errors import WireError
 from mpc.packing import pack, unpack_words
@@ -36,12 +37,16 @@ def test_another_size_is_an_error() -> None:
 def test_a_round_is_one_copy_down_and_one_up(device: str) -> None:
     parts = [Prg(new_seed()).ring((9,), bits) for bits in (3, 20, 64)]
     there = [x.to(device) for x in parts]
+    settle()  # what earlier tests have left
     with counting() as counts:
         message = messages.joined([messages.packed(x, bits) for x, bits in zip(there, (3, 20, 64), strict=True)])
         sent = messages.at_host(message)
         (arrived,) = messages.delivered([sent], torch.device(device))
+        computed = messages.sent_up(torch.arange(9), torch.device(device))  # goes up with the message
+        total = there[1] + messages.unpacked(arrived[4:27], 20, (9,)) + computed
+        settle()
     assert sent == b"".join(pack(x, bits) for x, bits in zip(parts, (3, 20, 64), strict=True))
-    assert torch.equal(messages.unpacked(arrived[4:27], 20, (9,)).cpu(), parts[1])
+    assert torch.equal(total.cpu(), 2 * parts[1] + torch.arange(9))
     if not torch.cuda.is_available():
         assert [counts.total("MainThread", kind) for kind in ("down", "up", "wait")] == [1, 1, 1]
 

@@ -98,6 +98,7 @@ class Deployment:
         ports = free_ports(parties + 1)
         self.addresses = [f"127.0.0.1:{port}" for port in ports]
         self.program = program
+        self.prg: dict[str, str] = {}  # of parties that do not have the usual one
         self.settings = {"deadline_seconds": 5, "connect_seconds": 10, "step_seconds": 60, "resume_seconds": 1, **settings}
         self.processes: list[forked.Forked] = []
         self.servers: dict[str, ComputePartyServer | DealerServer] = {}
@@ -107,7 +108,10 @@ class Deployment:
         values: dict[str, Any] = {
             "role": role,
             "name": name,
-            "parties": [{"name": n, "address": a} for n, a in zip(self.names, self.addresses, strict=False)],
+            "parties": [
+                {"name": n, "address": a} | ({"prg": self.prg[n]} if n in self.prg else {})
+                for n, a in zip(self.names, self.addresses, strict=False)
+            ],
             "dealer": {"name": "dealer", "address": self.addresses[-1]},
             "clients": [{"name": "client", "decoding": ["greedy", "sample", "logits"]}],
             "model_owners": ["owner"],

@@ -25,7 +25,7 @@ REAL = 1e-9  # relative to the largest coefficient: a least-squares fit differs 
 Content = Callable[[], dict[str, Any]]
 
 FORMATS: dict[str, tuple[Content, tuple[str, ...]]] = {
-    "generator": (formats.generator, ("mpc/random.py",)),
+    "generator": (formats.generator, ("mpc/random.py", "mpc/generators.py")),
     "packing": (formats.packing, ("mpc/packing.py",)),
     "numbers": (formats.numbers, ("mpc/ring.py", "mpc/fixed_point.py")),
     "noise": (formats.noise, ("protocols/gumbel.py",)),

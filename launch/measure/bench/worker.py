@@ -39,9 +39,10 @@ from mpc import timeline
 from mpc.allocator import give_back
 from mpc.channel import Channel
 from mpc.errors import TapeError
+from mpc.generators import suited
 from mpc.ledger import Ledger, stage
 from mpc.preprocessing import PrecomputedTape, PrecomputedValues, PreprocessingTape
-from mpc.random import new_seed
+from mpc.random import Prg, new_seed
 from mpc.tape import DealerTape, PartyTape
 from parties.transport.channel import GrpcChannel
 from protocols.suite import OutputShare, Suite, Value
@@ -161,7 +162,8 @@ def run_party(folder: Path, index: int) -> None:
         channel = GrpcChannel(index, plan.names, mesh.links, Ledger())
         output: OutputShare | None = None
         tapes.fetch(0)
-        tape = PartyTape(tapes.seed, index == plan.parties - 1, tapes.read, channel.ledger, plan.device)
+        prg = Prg(tapes.seed, suited(plan.device))
+        tape = PartyTape(prg, index == plan.parties - 1, tapes.read, channel.ledger, plan.device)
         program = program_of(plan, plan.make_suite(tape, channel), SharedInputs(inputs, index))
         preparing: Iterator[tuple[str, Callable[[], Any]]] | None = None
         most = 0
@@ -244,7 +246,8 @@ def run_dealer(folder: Path) -> None:
     seeds = [new_seed() for _ in plan.names]
     timer, traced = Timer(), Traced(plan)
     with Segments(folder, DEALER, plan.names, seeds, plan.host(DEALER)) as tapes, torch.inference_mode():
-        tape = DealerTape(seeds, tapes.emit, Ledger(), plan.device)
+        prgs = [Prg(seed, suited(plan.device)) for seed in seeds]
+        tape = DealerTape(prgs, tapes.emit, Ledger(), plan.device)
         suite = plan.make_suite(tape, None)
         for number, (name, work) in enumerate(program_of(plan, suite, NoInputs()).segments()):
             tapes.begin(number)

@@ -15,6 +15,7 @@ from models.checkpoint import load_checkpoint, read_description
 from models.encoding import EncoderInput, EncodingPlan, PlainEncoder
 from models.shapes import find_description
 from models.tokenizer.text import TextTokenizer
+from mpc.generators import AES
 from mpcache import ConfigurationError, PermissionRefused, PrivateModel, SuiteSpec, TapeError
 from parties.client.client import Client
 from parties.client.encoding import EncodingRequest
@@ -108,7 +109,9 @@ def test_refusals(model: PrivateModel, deployment: Deployment, checkpoint: Path)
     granted = [{"name": "client", "outputs": ["classes"]}]
     permissions = Permissions(deployment.config("party", "party0", clients=granted))
     plan = EncodingPlan((16,), "mean")
-    manifest = Manifest.of("0" * 32, model.reference.encoder, SuiteSpec("masked"), plan, ["party0", "party1"])
+    manifest = Manifest.of(
+        "0" * 32, model.reference.encoder, SuiteSpec("masked"), plan, dict.fromkeys(["party0", "party1"], AES)
+    )
     with pytest.raises(PermissionRefused, match=r"may not use output 'mean' .* outputs: \[classes, mean\]"):
         permissions.check_decoding(manifest, "client")
     deployment.share(checkpoint, "decoder")

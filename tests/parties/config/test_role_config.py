@@ -63,6 +63,10 @@ def test_good(tmp_path: Path) -> None:
         ({"clients": [{"name": "x", "fingerprint": 12}]}, "write one fingerprint, or a list of them"),
         ({"parties": GOOD["parties"][:1]}, "at least 2 compute parties are needed, got 1"),
         ({"parties": [GOOD["parties"][0]] * 2}, "names must differ"),
+        (
+            {"parties": [{**GOOD["parties"][0], "prg": "chacha8"}]},
+            r"parties\.0\.prg: prg 'chacha8' is unknown: write aes256-ctr or chacha20",
+        ),
         ({"listen": "7000"}, "'7000' is not an address: write host:port"),
         ({"listen": "a:70000"}, "'a:70000' is not an address"),
         ({"listen": None}, "a party needs an address"),

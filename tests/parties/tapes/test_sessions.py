@@ -16,6 +16,7 @@ from torch import Tensor
 from models.checkpoint import Checkpoint, load_checkpoint, read_architecture
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import ManifestMismatch, MpcacheError, PeerError, TapeError
+from mpc.generators import CHACHA
 from parties.party.compute_party import ComputePartyServer
 from parties.program import MODEL, Program
 from parties.tapes.deal import DealOrder, DealSpec, deal
@@ -56,6 +57,7 @@ def test_equal_to_plain_and_to_live(
     parties: int, suite: str, tmp_path: Path, checkpoint: Path, plain: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployment = Deployment(tmp_path, parties, deadline_seconds=20)
+    deployment.prg = {"party0": CHACHA}  # the dealer follows each party's generator
     architecture, dealer = read_architecture(checkpoint), deployment.config("dealer", "dealer")
     wanted = generate_plain(plain, REAL_PROMPT, GenerationPlan(5, 2))
     assert len(wanted) > 1

@@ -332,6 +332,11 @@ def test_a_damaged_load_spends_no_tape(deployment: Deployment, root: Path, check
         ({"architecture": "0" * 64}, "3 for another architecture"),
         ({"version": "0.0.0"}, "3 for another version"),
         ({"parties": ["party1", "party0"]}, "3 for another parties"),
+        (
+            {"prg": {"party1": "chacha20"}},
+            r"it has 3 whose seed of party1 is expanded by prg aes256-ctr, where chacha20 is asked for: deal again with the "
+            r"'prg' of all roles in the entry of party1 in 'parties' of the dealer's file",
+        ),
     ],
 )
 def test_tapes_of_another_program(

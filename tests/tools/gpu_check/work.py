@@ -23,7 +23,11 @@ from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, PlainModel
 from models.shapes import find_shape, with_layers
 from mpc import messages, ring
+from mpc.device import keystream
+from mpc.device.deferred import there as there_of
+from mpc.device.keystream import Keystream
 from mpc.fixed_point import decode
+from mpc.generators import CHACHA, GENERATORS
 from mpc.ledger import Ledger
 from mpc.random import Prg, new_seed
 from protocols.registry import SuiteSpec
@@ -121,7 +125,7 @@ def llama(device: str, small: bool) -> Iterator[Row]:
 
 
 def kernels(device: str, small: bool) -> Iterator[Row]:
-    """Products by ring and shape, packing, the generator: right, and how fast."""
+    """Products by ring and shape, packing, the generators: right, and how fast."""
     place = "cpu" if device == "cpu" else "cuda:0"
     shapes = (
         [(1, 64, 96), (32, 64, 96)] if small else [(1, 768, 3072), (128, 768, 3072), (1, 4096, 11008), (128, 4096, 11008)]
@@ -144,10 +148,27 @@ def kernels(device: str, small: bool) -> Iterator[Row]:
             right = sent == messages.at_host(messages.packed(x, bits)) and torch.equal(
                 messages.unpacked(arrived, bits, (count,)).cpu(), x
             )
-            pack = lambda n, x=there, bits=bits: messages.packed(x, bits)  # noqa: E731
+            pack = lambda n, x=there, bits=bits: there_of(messages.packed(x, bits))  # noqa: E731
             yield timed(f"packing, {bits} bits", pack, place, bytes=len(sent), ok=right)
-        prg = Prg(new_seed())
-        yield timed("generator, 64 bits", lambda n: prg.ring((count,), 64, place), place, bytes=8 * count)
+        yield from _generators(count, place)
+
+
+def _generators(count: int, place: str) -> Iterator[Row]:
+    """Both generators at the host and on the device: the same bytes. GB/s of 64-bit elements that are used there."""
+    for name in GENERATORS:
+        host, there, seed = Prg(new_seed(), name), Prg(new_seed(), name), new_seed()
+        sizes = (1, 4093, count // 3, count // 2)  # around blocks, and around what is made ahead
+        ours, theirs = Prg(seed, name), Prg(seed, name)
+        right = all(torch.equal(ours.ring((n,), 64, place).cpu(), theirs.ring((n,), 64)) for n in sizes)
+        work = lambda n, prg=host: prg.ring((count,), 64)  # noqa: E731
+        yield timed(f"generator {name}, host", work, "cpu", bytes=8 * count)
+        used = lambda n, prg=there: there_of(prg.ring((count,), 64, place) ^ n)  # noqa: E731
+        made = "made there" if name == CHACHA and place != "cpu" and keystream.works(torch.device(place)) else "by the host"
+        yield timed(f"generator {name}, {place}", used, place, bytes=8 * count, ok=right, made=made)
+        if made == "made there":
+            stream = Keystream(new_seed(), torch.device(place))
+            alone = lambda n, stream=stream: stream.read(64 * n, 8 * count)  # noqa: E731
+            yield timed(f"generator {name}, {place}, blocks alone", alone, place, bytes=8 * count)
 
 
 def mixed(device: str, small: bool) -> Iterator[Row]:

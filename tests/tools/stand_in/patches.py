@@ -10,9 +10,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from mpc.device import launches, products, triton_launch
+from mpc.device import keystream, launches, products, triton_launch
 from mpc.device.deferred import Deferred
 from mpc.device.launches import Launch
+from mpc.generators import CHACHA, GENERATORS
 from tests.tools.stand_in.counts import note
 from tests.tools.stand_in.tensor import CUDA, StandIn, up
 
@@ -98,6 +99,15 @@ def _multiplied(a: Tensor, b: Tensor) -> Tensor:
     return StandIn(left.to(torch.int64) @ right.to(torch.int64))
 
 
+def _made(head: Tensor, first: int, count: int) -> Tensor:
+    """Make blocks of ChaCha20's stream: one kernel."""
+    note("kernel", "keystream")
+    held = head.held if isinstance(head, StandIn) else head
+    key, nonce = held[:8].numpy().tobytes(), held[8:].numpy().tobytes()
+    cipher = GENERATORS[CHACHA].cipher(key, int.from_bytes(nonce, "little"), first)
+    return StandIn(torch.frombuffer(bytearray(cipher.update(bytes(64 * count))), dtype=torch.uint8))
+
+
 @contextmanager
 def installed() -> Iterator[None]:
     """Let "cuda" be the stand-in device within, in all threads."""
@@ -109,8 +119,10 @@ def installed() -> Iterator[None]:
             stack.enter_context(mock.patch.object(torch, name, _factory(name)))
         launches.backends.append(_launched)
         products.row_kernels.append(_multiplied)
+        keystream.kernels.append(_made)
         try:
             yield
         finally:
             launches.backends.remove(_launched)
             products.row_kernels.remove(_multiplied)
+            keystream.kernels.remove(_made)
