@@ -8,7 +8,7 @@ from queue import SimpleQueue
 
 import pytest
 
-import parties.transport.resumable_stream
+import parties.transport.opening
 from mpc.errors import PeerLost, PeerSilent, WireError
 from parties.transport.opening import accepted, dialled
 from parties.transport.peer_stream import Receiving, Sending
@@ -86,7 +86,7 @@ def test_a_call_that_was_taken_over_is_not_read() -> None:
 
 def test_what_was_said_to_have_arrived_stays_true(monkeypatch: pytest.MonkeyPatch) -> None:
     """From when the dialling side asks for a new call, a late message of the old one is not taken: it comes again."""
-    monkeypatch.setattr(parties.transport.resumable_stream, "dial_again", lambda stream, route: None)
+    monkeypatch.setattr(parties.transport.opening, "dial_again", lambda stream, route: None)
     route = Route("party0", lambda: None, lambda channel: lambda outgoing: iter(()), lambda: "", lambda channel: "")  # type: ignore
     stream = dialled(Session("5" * 32, "client"), route, 5, wire.ClientMessage(heartbeat=wire.Heartbeat()))
     assert isinstance(stream, ResumableStream)
@@ -97,7 +97,7 @@ def test_what_was_said_to_have_arrived_stays_true(monkeypatch: pytest.MonkeyPatc
     again = wire.PartyMessage(progress=wire.Progress(stage="b"), number=2)
     stream.read(iter([again]), 0)
     assert stream.received == 1
-    assert stream.connected(Call(1, SimpleQueue(), lambda: None), 0, route, None)  # type: ignore[arg-type]
+    assert stream.connected(Call(1, SimpleQueue(), lambda: None), 0, "")
     stream.read(iter([again, wire.PartyMessage(end=wire.End(), number=3)]), 1)
     assert [stream.receive().progress.stage for _ in "ab"] == ["a", "b"]
     assert stream.session.error is None
