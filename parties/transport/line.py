@@ -30,6 +30,7 @@ PROTOCOL = "mpcache-bulk"  # in the handshake: a line does not take another prog
 ACCEPTED = b"\1"
 SMALL = 1 << 13  # bytes below which a header and what follows it are one record of TLS
 STEP = 1 << 18  # bytes that are encrypted, or taken from the network, at a time
+BUFFER = 4 << 20  # bytes that a Unix socket holds, of which few mean many changes between the two processes
 CREDENTIALS = struct.Struct("3i")  # process, user, group
 UNIX_NAME = "\0mpcache-{}"  # without a file: it ends with the listener
 
@@ -63,6 +64,11 @@ class LocalLine(Line):
     """A line within one host, without encryption."""
 
     way = "local"
+
+    def __init__(self, plain: socket.socket) -> None:
+        super().__init__(plain)
+        with contextlib.suppress(OSError):  # the kernel gives as much of it as it allows
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
 
     def send(self, header: bytes, content: bytes | memoryview) -> None:
         """As in `Line`."""

@@ -18,6 +18,8 @@ from parties.transport.resumable_stream import ResumableStream
 from parties.transport.resumption import FIRST_PAUSE, LONGEST_PAUSE, Call, Route
 from parties.wire.error_codec import from_rpc, public, said_why
 
+LAST_SECONDS = 5.0
+
 
 def dial_again(stream: ResumableStream, route: Route) -> None:
     """Dial until the stream is connected or given up; then this thread reads the stream."""
@@ -80,3 +82,32 @@ def _attempt(stream: ResumableStream, route: Route) -> tuple[Iterator[Message], 
         raise
     finally:
         timer.cancel()
+
+
+def say_last(stream: ResumableStream, route: Route) -> None:
+    """Tell the peer of a stream that was cut off at its very end how much has arrived: all. Else it would wait for that
+    until its window is over. What it answers is of no consequence: it may know already, and have forgotten the stream."""
+    limit, pause = time.monotonic() + min(stream.window, LAST_SECONDS), FIRST_PAUSE
+    while time.monotonic() < limit:
+        try:
+            channel = route.channel()
+        except PeerLost:
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            continue
+        except MpcacheError:
+            return
+        call = route.call(channel)(iter([stream.next_request()[1]]))
+        timer = threading.Timer(LAST_SECONDS, call.cancel)
+        timer.start()
+        try:
+            next(call)
+            return
+        except (grpc.RpcError, StopIteration) as error:
+            if isinstance(error, grpc.RpcError) and said_why(error):
+                return
+            time.sleep(pause)
+        finally:
+            timer.cancel()
+            call.cancel()
+            channel.close()

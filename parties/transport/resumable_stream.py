@@ -38,6 +38,7 @@ from parties.transport.resumption import (
 )
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
+from parties.wire.error_codec import said_why
 
 
 class ResumableStream(PeerStream):
@@ -53,7 +54,7 @@ class ResumableStream(PeerStream):
     ) -> None:
         super().__init__(session, peer, heartbeat, inbox)
         self.secret, self.window, self.route = resumption.secret, resumption.window, resumption.route
-        self._dial_again = resumption.dial_again
+        self._dial_again, self._say_last = resumption.dial_again, resumption.say_last
         self.loss: Loss | None = None  # the connection's, while it is lost
         self.unacknowledged = UnacknowledgedQueue()
         self.received = 0  # messages, heartbeats apart
@@ -157,6 +158,15 @@ class ResumableStream(PeerStream):
             if self.sending is Sending.SETTLED:
                 self.outbox.put(None)
         self.wake()
+
+    def _call_ended(self, epoch: int, error: Exception | None) -> None:
+        """As in `PeerStream`; a dialling side that has all, and may not have told so, tells the peer, who waits for it."""
+        cut_off = error is not None and not isinstance(error, MpcacheError) and not said_why(error)
+        last = self.receiving is Receiving.COMPLETE and epoch == self.epoch and not self.session.ended
+        if cut_off and last and self.route is not None:
+            arguments = (self, self.route)
+            threading.Thread(target=self._say_last, args=arguments, name=f"last {self.peer}", daemon=True).start()
+        super()._call_ended(epoch, error)
 
     # ---- a lost connection -------------------------------------------------------------------------------------------
     def _ends_well(self, error: Exception | None = None) -> bool:

@@ -79,12 +79,13 @@ class Loss:
 class Resumption:
     """What a resumable stream needs. secret: known to both sides. window: seconds for which a lost connection may be made
     again. route: how, at the dialling side; None at the other one. dial_again(stream, route): does so, and reads the stream
-    in the caller's thread."""
+    in the caller's thread. say_last(stream, route): tells the peer how much has arrived, when nothing more is to come."""
 
     secret: bytes = field(repr=False)
     window: float
     route: Route | None = None
     dial_again: Callable[[Any, Route], None] = lambda stream, route: None
+    say_last: Callable[[Any, Route], None] = lambda stream, route: None
 
 
 @dataclass(frozen=True)

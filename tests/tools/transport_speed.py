@@ -27,14 +27,15 @@ from parties.transport.resumption import Way
 
 NAMES = ["party0", "party1"]
 SIZES = ((1_000, 1000), (100_000, 200), (1_000_000, 50), (16_000_000, 6), (100_000_000, 2))  # bytes, rounds
+FEW = 1  # of the sizes, where it must be quick
 WAYS: tuple[Way, ...] = ("grpc", "tls", "local")
 
 
-def rounds(folder: Path, index: int, way: Way) -> Iterator[dict[str, Any]]:
-    """Exchange messages of all sizes as one of the two parties; yield what each size cost."""
+def rounds(folder: Path, index: int, way: Way, count_of_sizes: int) -> Iterator[dict[str, Any]]:
+    """Exchange messages of the first sizes as one of the two parties; yield what each size cost."""
     with Mesh(folder, NAMES, index, way=way) as mesh:
         channel = GrpcChannel(index, NAMES, mesh.links, Ledger())
-        for size, count in SIZES:
+        for size, count in SIZES[:count_of_sizes]:
             data, seconds = os.urandom(size), []
             channel.exchange_all(data)  # warm-up
             own = time.process_time()
@@ -53,23 +54,23 @@ def rounds(folder: Path, index: int, way: Way) -> Iterator[dict[str, Any]]:
             }
 
 
-def measured(way: Way) -> list[dict[str, Any]]:
+def measured(way: Way, count_of_sizes: int = len(SIZES)) -> list[dict[str, Any]]:
     """Return the rows of one way, of party 0."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         create_deployment(folder / CERTIFICATES, {**dict.fromkeys(NAMES, "party"), DEALER: "dealer"}, days=1)
-        command = [sys.executable, "-m", "tests.tools.transport_speed", way, name]
+        command = [sys.executable, "-m", "tests.tools.transport_speed", way, name, str(count_of_sizes)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as other:
             try:
-                return list(rounds(folder, 0, way))
+                return list(rounds(folder, 0, way, count_of_sizes))
             finally:
                 other.wait(30)
 
 
 def main() -> None:
-    """Print the rows of every way, as JSON; with WAY and FOLDER: be the other party."""
-    if len(sys.argv) == 3:
-        list(rounds(Path(sys.argv[2]), 1, cast(Way, sys.argv[1])))
+    """Print the rows of every way, as JSON; with WAY, FOLDER and a number of sizes: be the other party."""
+    if len(sys.argv) == 4:
+        list(rounds(Path(sys.argv[2]), 1, cast(Way, sys.argv[1]), int(sys.argv[3])))
         return
     for way in WAYS:
         for row in measured(way):

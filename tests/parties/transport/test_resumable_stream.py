@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -100,6 +102,39 @@ def test_what_was_said_to_have_arrived_stays_true(monkeypatch: pytest.MonkeyPatc
     assert stream.connected(Call(1, SimpleQueue(), lambda: None), 0, "")
     stream.read(iter([again, wire.PartyMessage(end=wire.End(), number=3)]), 1)
     assert [stream.receive().progress.stage for _ in "ab"] == ["a", "b"]
+    assert stream.session.error is None
+
+
+def test_who_has_all_says_so_though_it_was_cut_off() -> None:
+    """The peer of a stream that ended must not wait for its window only because the last word about arrivals was lost."""
+    said: list[wire.Resume] = []
+
+    class Answer:
+        def __next__(self) -> wire.PartyMessage:
+            return wire.PartyMessage(resumed=wire.Resumed())
+
+        def cancel(self) -> None:
+            done.set()
+
+    class Channel:
+        def close(self) -> None: ...
+
+    def call(messages: Iterator[wire.ClientMessage]) -> Answer:
+        said.extend(message.resume for message in messages)
+        return Answer()
+
+    def until_cut(*messages: wire.PartyMessage) -> Iterator[wire.PartyMessage]:
+        yield from messages
+        raise ConnectionError
+
+    done = threading.Event()
+    channel: Any = Channel()
+    route = Route("party0", lambda: channel, lambda channel: call, lambda: "", lambda channel: "")
+    stream = dialled(Session("5" * 32, "client"), route, 5, wire.ClientMessage(heartbeat=wire.Heartbeat()))
+    stream.read(until_cut(wire.PartyMessage(end=wire.End(), number=1)))
+    assert done.wait(10)
+    assert [(one.received, one.epoch) for one in said] == [(1, 1)]
+    assert stream.receiving is Receiving.OVER
     assert stream.session.error is None
 
 
