@@ -8,6 +8,9 @@ side that was called, by which the other one knows that its own certificate was 
   which both processes run as one user, which each side has asked the kernel (`SO_PEERCRED`) before the handshake: whoever
   could read them, root or that user, can read both processes' memory as well.
 
+A ring in memory that both processes map was measured beside the Unix socket and is not here: it took the same processor's
+time for large messages, and more for small ones. A larger buffer of the socket took more for all.
+
 OpenSSL's connections are not made for two threads at a time, so both directions take turns at the encryption (a lock), and
 wait for the network outside of it.
 """
@@ -30,7 +33,6 @@ PROTOCOL = "mpcache-bulk"  # in the handshake: a line does not take another prog
 ACCEPTED = b"\1"
 SMALL = 1 << 13  # bytes below which a header and what follows it are one record of TLS
 STEP = 1 << 18  # bytes that are encrypted, or taken from the network, at a time
-BUFFER = 4 << 20  # bytes that a Unix socket holds, of which few mean many changes between the two processes
 CREDENTIALS = struct.Struct("3i")  # process, user, group
 UNIX_NAME = "\0mpcache-{}"  # without a file: it ends with the listener
 
@@ -64,11 +66,6 @@ class LocalLine(Line):
     """A line within one host, without encryption."""
 
     way = "local"
-
-    def __init__(self, plain: socket.socket) -> None:
-        super().__init__(plain)
-        with contextlib.suppress(OSError):  # the kernel gives as much of it as it allows
-            plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
 
     def send(self, header: bytes, content: bytes | memoryview) -> None:
         """As in `Line`."""

@@ -1,4 +1,4 @@
-"""A benchmark's processes connected as in a session: gRPC over mutual TLS, one stream per pair of parties.
+"""A benchmark's processes connected as in a session: gRPC over mutual TLS, one stream per pair of parties, or lines beside.
 
 Links, frames, certificates and chunk sizes are those of `parties`. What differs is the tape: a party fetches a whole segment
 of it before the step that uses it, so that a step's seconds are online seconds.
