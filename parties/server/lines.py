@@ -38,6 +38,7 @@ from parties.wire.error_codec import Refusal
 
 HANDSHAKES = 32
 BACKLOG = 64
+ACCEPT_PAUSE = 0.2
 LINGER_SECONDS = 2.0  # in which a peer may end its direction after this side's
 
 
@@ -117,6 +118,7 @@ class Lines:
         self._lines: set[Line] = set()
         self._lock = threading.Lock()
         self._settings: tuple[Identity, ssl.SSLContext] | None = None
+        self._stopped = threading.Event()
         self.local = secrets.token_hex(16)  # name of the Unix socket
         self.port = 0
 
@@ -127,7 +129,8 @@ class Lines:
         port = self._config.bulk_port
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+            both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+            listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
         except OSError as error:
             raise EnvironmentProblem(
                 f"cannot listen at port {port} of {host} ({(error.strerror or 'refused').lower()}): choose another "
@@ -144,6 +147,7 @@ class Lines:
 
     def stop(self) -> None:
         """Listen no more, and end all lines."""
+        self._stopped.set()
         for listener in self._listeners:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
@@ -166,8 +170,10 @@ class Lines:
         while True:
             try:
                 plain, _ = listener.accept()
-            except OSError:
-                return
+            except OSError:  # closed, or this process has too many files open for the moment
+                if self._stopped.wait(ACCEPT_PAUSE):
+                    return
+                continue
             if self._places.acquire(blocking=False):
                 threading.Thread(target=self._begin, args=(plain,), name="line", daemon=True).start()
             else:

@@ -102,20 +102,18 @@ class TlsLine(Line):
 
     def shake_hands(self) -> bytes:
         """Complete the handshake and return the peer's certificate (DER). Raises `OSError`."""
-        while True:
-            with self._lock:
-                try:
-                    self._tls.do_handshake()
-                    done = True
-                except ssl.SSLWantReadError:
-                    done = False
-                finally:
-                    outgoing = self._goes.read()
-            if outgoing:
-                self._socket.sendall(outgoing)
-            if done:
-                break
-            self._take()
+        done = False
+        while not done:
+            try:
+                self._tls.do_handshake()
+                done = True
+            except ssl.SSLWantReadError:
+                pass
+            finally:  # of a handshake that failed, too: it says why
+                if outgoing := self._goes.read():
+                    self._socket.sendall(outgoing)
+            if not done:
+                self._take()
         if self._tls.selected_alpn_protocol() != PROTOCOL:
             raise ConnectionError("the peer speaks another protocol")
         return self._tls.getpeercert(binary_form=True) or b""
