@@ -32,6 +32,7 @@ from mpc.ledger import Ledger
 from mpc.random import Prg, new_seed
 from protocols.registry import SuiteSpec
 from tests.devices import STAND_IN, computing_on
+from tests.tools import transport_speed
 from tests.tools.device_counts import KINDS, counted, narrow, run_roles
 from tests.tools.gpu_check.timing import Row, ring_elements, synchronise, timed
 
@@ -222,6 +223,9 @@ def processes(device: str, small: bool) -> Iterator[Row]:
     if device == STAND_IN:
         yield {"name": "processes", "skip": "the stand-in lives in one process"}
         return
+    for way in transport_speed.WAYS:
+        for found in transport_speed.measured(way, transport_speed.FEW if small else len(transport_speed.SIZES)):
+            yield {"name": f"rounds of {found['bytes']} bytes, {way}", "ok": True, **found}
     lengths = [["--cached", "24"]] if small else [["--cached", "1024"], ["--prefill", "128"]]
     for length in lengths:
         shape = "tiny" if small else "gpt2"
