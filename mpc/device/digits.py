@@ -75,7 +75,8 @@ class DigitMatrix:
         with torch.inference_mode(False):  # used in either mode
             memory = torch.zeros(math.prod(batch) * wide * count * deep, dtype=torch.int8, device=device)
             columns = memory.reshape(*batch, wide, count, deep)[..., :width, :, :depth]
-        return cls(columns.permute(*range(first), first + 2, first, first + 1), memory, dtype)
+            digits = columns.permute(*range(first), first + 2, first, first + 1)
+        return cls(digits, memory, dtype)
 
     @classmethod
     def of(cls, words: Tensor) -> DigitMatrix:

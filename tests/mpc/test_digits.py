@@ -182,6 +182,20 @@ def test_every_number_of_rows_on_a_device(way: str, depth: int, columns: int, de
         assert torch.equal(ring.matmul(a[0].to(device), matrix, bits).cpu(), product(a, b, bits)[0])
 
 
+@pytest.mark.parametrize("loading", [True, False])
+@pytest.mark.parametrize("computing", [True, False])
+def test_weights_serve_in_either_mode_of_torch(loading: bool, computing: bool, device: str) -> None:
+    x, a = words(20, 24), words(17, 20)
+    with torch.inference_mode(loading):
+        matrix = DigitMatrix.empty((20, 24), torch.int64, "cuda:0")
+        matrix[:] = x.to(device)
+    with torch.inference_mode(computing):
+        for rows in (a, a[:1]):
+            assert torch.equal(ring.matmul(rows.to(device), matrix, 64).cpu(), rows @ x)
+        moved = matrix.moved(lambda t: t.reshape(20, 2, 12).permute(1, 0, 2))
+        assert torch.equal(moved.words().cpu(), x.reshape(20, 2, 12).permute(1, 0, 2))
+
+
 def test_a_device_whose_product_is_wrong_or_missing_is_not_used(monkeypatch: Any) -> None:
     here = torch.device("cpu")
     int8.exact.cache_clear()
