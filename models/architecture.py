@@ -15,6 +15,7 @@ V vocabulary, P positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict
@@ -22,6 +23,7 @@ from pydantic import Field, Strict
 from models.description import Count, Description, Positive, PublicRecord, TokenId
 from models.prompt_encoder import PromptEncoder
 from mpc.errors import ConfigurationError
+from protocols.suite import Norm
 
 
 class Rotary(PublicRecord):
@@ -115,6 +117,8 @@ class Architecture(Description):
     norms: whether a layer's two parts normalise what they read ("before"), what they write ("after", with a gain), or
     "both"; the head always reads a normalised stream. query_key_norm: queries and keys are normalised, with gains, before
     they turn: each head by itself, or "all" heads as one row. parallel: attention and feed-forward read the same stream.
+    stream_epsilon: of the norms that read the residual stream, where that is held smaller than the checkpoint has it
+    (`models.families.folding`); None: `norm`'s.
     score_cap, logit_cap: scores, and logits for whoever reads them, go through c tanh(x / c). sliding_rotary: rotary
     positions of layers with a window, where they differ. rotated: one entry a layer, False where queries and keys have no
     positions. learned: what cache policies have learned of the model (`models.learned`).
@@ -138,6 +142,7 @@ class Architecture(Description):
     norms: Literal["before", "after", "both"] = "before"
     query_key_norm: Literal["head", "all"] | None = None
     parallel: bool = False
+    stream_epsilon: Positive | None = None
     score_cap: Positive | None = None
     logit_cap: Positive | None = None
     windows: Annotated[tuple[Count | None, ...] | None, Strict(False)] = None
@@ -199,6 +204,11 @@ class Architecture(Description):
         ):
             if getattr(self, name) != usual:
                 raise ValueError(f"'{name}' = {getattr(self, name)!r} does not go with an 'encoder'")
+
+    @property
+    def stream_norm(self) -> Norm:
+        """Return the norm of what reads the residual stream."""
+        return self.norm if self.stream_epsilon is None else replace(self.norm, epsilon=self.stream_epsilon)
 
     @property
     def learned_positions(self) -> bool:

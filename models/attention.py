@@ -71,7 +71,8 @@ class Attention:
         both = [_last(q, rows.wanted), *([self._observed(q, asked)] if apart else [])]
         both += [self._stacked(_last(q, noted))] if noted > rows.wanted else []
         if not whole:
-            *both, _ = await suite.together(*map(suite.mask_queries, both), appending)
+            wide = cache.prompt.padding is not None  # a bias of padding joins the scores
+            *both, _ = await suite.together(*(suite.mask_queries(one, weighed=wide) for one in both), appending)
         q = both[0]
         if rows.bias is not None:
             attended = await self._relative_attention(q, cache, layer, rows.bias)
@@ -143,8 +144,22 @@ class Attention:
         if cache.drafted:
             return await self.policy.attend_drafted(self.suite, cache, layer, q)
         cache.trim(layer)
+        if cache.prompt.padding is not None:
+            return await self._padded_attention(q, cache, layer, cache.seen + 1)
         await self.policy.after_append(self.suite, cache, layer)
         return await self.policy.attend(self.suite, cache, layer, q)
+
+    async def _padded_attention(self, q: Value, cache: KVCache, layer: int, seen: int, mask: Tensor | None = None) -> Value:
+        """Return the attention [G, R n, C] of the last n of `seen` tokens, q [G, R n, C], to all that is cached but
+        padding."""
+        suite, padding, (k, v) = self.suite, cache.prompt.padding, cache.layers[layer].keys_and_values()
+        assert padding is not None
+        bias, v = padding.bias(suite, k.shape[1], seen), padding.marked(suite, v)
+        found = await suite.biased_attention(q, k, v, bias, mask)
+        channels = self.architecture.head_channels
+        wrong = padding.wrong(suite, found[..., channels:], seen, self.architecture.group)
+        await cache.run_in_background(suite.unattended(wrong))
+        return found[..., :channels]
 
     async def _attended(self, q: Value, cache: KVCache, layer: int) -> Value:
         """Return the attention [G, R n, C] of a prompt's last queries [H, n, C]."""
@@ -152,6 +167,8 @@ class Attention:
         k, v = entry.keys_and_values()
         own = None if cache.places is None else cache.places.mask(q.shape[1]).repeat(group, 1)
         mask = _stacked_mask(q.shape[1], group, entry) if own is None else own
+        if cache.prompt.padding is not None:
+            return await self._padded_attention(self._stacked(q), cache, layer, entry.length, mask)
         return await self.suite.attention(self._stacked(q), k, v, mask)
 
     async def _attended_and_seen(self, q: Value, cache: KVCache, layer: int, asked: Observation) -> tuple[Value, Seen]:

@@ -42,7 +42,7 @@ class CrossAttention:
         """Return the residual stream [T, D] with each token's attention to the prompt."""
         suite, a = self.suite, self.architecture
         tokens, at = h.shape[0], f"layers.{layer}.cross"
-        (q,) = await suite.norm_linear(h, a.norm, [linear_layer(self._weights, f"{at}.q", "heads")])
+        (q,) = await suite.norm_linear(h, a.stream_norm, [linear_layer(self._weights, f"{at}.q", "heads")])
         heads = q.reshape(tokens, a.heads, a.head_channels).permute(1, 0, 2)
         queries = await suite.mask_queries(heads.reshape(a.kv_heads, a.group * tokens, a.head_channels))
         found = await suite.attention(queries, *prompt.keys_and_values[layer], None)

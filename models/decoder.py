@@ -26,6 +26,7 @@ from models.cross_attention import CrossAttention
 from models.experts import Mixture
 from models.feed_forward import FeedForward
 from models.loaded import check_weights, linear_layer
+from models.padding import Padding
 from models.policies.full import FullCache
 from models.prefix_rows import begin_behind
 from models.rotary import cosines_and_sines
@@ -110,7 +111,9 @@ class Decoder:
         tokens = self._checked(inputs, cache.seen)
         batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
         angles = self._angles_of(cache, tokens)
-        h = await self.embedded(inputs, cache.seen)
+        if cache.prompt.padding is not None and cache.seen:
+            await cache.prompt.padding.follow(self.suite, tokens)
+        h = await self.embedded(inputs, cache.seen, cache.prompt.padding)
         looking, wanted = cache.looking, 1 if last_only else tokens
         looking.ahead = self.policy.looking_ahead(batch) if looking.end is not None or looking.probes is not None else 0
         if looking.ahead:
@@ -154,7 +157,7 @@ class Decoder:
     async def read(self, h: Value, cache: KVCache) -> None:
         """Let the cache hold what an encoder made of the prompt: the residual stream after its last layer, [P, D]."""
         with self.suite.ledger.timed("encoder"):
-            cache.prompt.rows = await self.suite.normalise(h, self.architecture.norm)
+            cache.prompt.rows = await self.suite.normalise(h, self.architecture.stream_norm)
 
     def started(self) -> Value:
         """Return the decoder's residual stream of the token that every answer begins behind, [1, D]; local."""
@@ -196,12 +199,25 @@ class Decoder:
             await self.policy.after_kept(self.suite, cache, layer, rows)
         cache.drafted = 0
 
-    async def embedded(self, inputs: Value, position: int) -> Value:
-        """Return the residual stream before the first layer, [T, D]. inputs: as in `forward`."""
+    async def begin_padded(self, cache: KVCache, length: int) -> None:
+        """Let a prompt of `length` tokens begin with as much padding as the cache was told (`PromptRows.start`)."""
+        assert cache.prompt.start is not None
+        self.suite.at(0)
+        with self.suite.ledger.timed("embedding"):
+            learned = self.architecture.learned_positions
+            cache.prompt.padding = await Padding.of(self.suite, cache.prompt.start, length, learned)
+
+    async def embedded(self, inputs: Value, position: int, padding: Padding | None = None) -> Value:
+        """Return the residual stream before the first layer, [T, D]. inputs: as in `forward`. padding: of the prompt."""
         suite = self.suite
         suite.at(0)
         with suite.ledger.timed("embedding"):
-            h = self._at_place(await self.looked_up(inputs), position)
+            if padding is None or not self.architecture.learned_positions:
+                h = self._at_place(await self.looked_up(inputs), position)
+            else:
+                placed = padding.places(suite, self.positions, position, inputs.shape[0])
+                rows, places = await suite.together(self.looked_up(inputs), placed)
+                h = rows + places
         self._probe("embedding", h)
         return h
 
@@ -215,7 +231,12 @@ class Decoder:
         """Return tokens' rows [T, D] at places from `position` on; local."""
         if not self.architecture.learned_positions:
             return rows
-        return rows + self._weights["embedding.positions"][position : position + rows.shape[0]]
+        return rows + self.positions[position : position + rows.shape[0]]
+
+    @property
+    def positions(self) -> Value:
+        """Return the table [P, D] of learned positions."""
+        return self._weights["embedding.positions"]
 
     async def layer(self, h: Value, cache: KVCache, layer: int, rows: Rows) -> Value:
         """Run a layer on the residual stream: h [T, D] -> its last `rows.wanted` rows, [n, D]."""
@@ -243,7 +264,7 @@ class Decoder:
     async def _attended(self, h: Value, cache: KVCache, layer: int, rows: Rows) -> Value:
         """Return the last `rows.wanted` rows of the residual stream behind a layer's attention to its own tokens."""
         suite, a = self.suite, self.architecture
-        norm = None if a.norms == "after" else a.norm
+        norm = None if a.norms == "after" else a.stream_norm
         with suite.ledger.timed(f"layer {layer}/attention"):
             entered = await self._entered(h, norm, self._attention.entering(layer), cache, layer)
             if a.reads(layer):
@@ -270,7 +291,7 @@ class Decoder:
             h, dropped = await self._mixture.dispatched(h, layer, places)
             cache.dropped = dropped if cache.dropped is None else cache.dropped + dropped
             return h
-        norm = None if self.architecture.norms == "after" else self.architecture.norm
+        norm = None if self.architecture.norms == "after" else self.architecture.stream_norm
         entered = await self.suite.norm_linear(h, norm, part.entering(layer))
         return await part.leaving(entered, layer, h)
 
@@ -280,7 +301,7 @@ class Decoder:
         first, second = self._attention.entering(layer), self._feed_forward.entering(layer)
         every = rows.wanted == h.shape[0]
         with suite.ledger.timed(f"layer {layer}/attention"):
-            entered = await self._entered(h, a.norm, [*first, *second] if every else first, cache, layer)
+            entered = await self._entered(h, a.stream_norm, [*first, *second] if every else first, cache, layer)
         last = h[h.shape[0] - rows.wanted :]
 
         async def attention() -> Value:
@@ -289,7 +310,7 @@ class Decoder:
 
         async def feed_forward() -> Value:
             with suite.ledger.timed(f"layer {layer}/mlp"):
-                products = entered[len(first) :] if every else await suite.norm_linear(last, a.norm, second)
+                products = entered[len(first) :] if every else await suite.norm_linear(last, a.stream_norm, second)
                 return await self._feed_forward.leaving(products, layer, suite.public(0.0, last.shape))
 
         attended, written = await suite.together(attention(), feed_forward())
@@ -303,7 +324,9 @@ class Decoder:
         suite = self.suite
         suite.at(self.architecture.layers)
         with suite.ledger.timed("head"):
-            (logits,) = await suite.norm_linear(h, self.architecture.norm, [linear_layer(self._weights, "head")], whole)
+            (logits,) = await suite.norm_linear(
+                h, self.architecture.stream_norm, [linear_layer(self._weights, "head")], whole
+            )
         await cache.settle()
         self._probe("logits", logits)
         return logits

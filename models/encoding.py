@@ -54,6 +54,7 @@ class EncodingPlan:
     draft: ClassVar[None] = None
     behind: ClassVar[int] = 0
     chunks: ClassVar[None] = None
+    padded: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.texts) <= MOST_TEXTS:

@@ -63,7 +63,7 @@ class Mixture:
         """Return the residual stream behind the mixture, [T, D], each expert computed for so many places; and how many
         choices found none, secret [1] with 0 fraction bits."""
         suite, a, e = self.suite, self.architecture, self._experts
-        x = await suite.normalise(h, a.norm)
+        x = await suite.normalise(h, a.stream_norm)
         logits = await suite.linear(x, self._linear(layer, "router"))
         marks, gates = await suite.route(logits, e.chosen, e.renormalised)
         slots, dropped = await suite.slots(marks, places)

@@ -27,6 +27,7 @@ from models.decoder import Decoder, Probe
 from models.drafting import DraftPlan, Guess, drafted_rows, rows_that_stay
 from models.loaded import load_weights
 from models.outputs import Decoding
+from models.padding import check_alone, check_experts, check_padded, padded
 from models.policies import parse
 from models.prefill import prefill
 from models.prefix_rows import check_behind
@@ -45,7 +46,8 @@ class GenerationPlan:
     "sample": argmax of logits plus dealt noise times `temperature`, above 0 and at most 100 (None for the others): a sample
     of softmax(logits / temperature); "logits": the client learns logits and chooses itself. policy: the cache policy's text,
     see `models.policies.registry`. draft: of the tokens that the client guesses, None without. behind: tokens of the
-    registered prefix that the prompt continues, 0 without one; chunks: of documents between it and the prompt.
+    registered prefix that the prompt continues, 0 without one; chunks: of documents between it and the prompt. padded:
+    whether the prompt's first tokens may be padding, how many is secret (`models.padding`).
     """
 
     prompt_tokens: int
@@ -56,6 +58,7 @@ class GenerationPlan:
     draft: DraftPlan | None = None
     behind: int = 0
     chunks: ChunkPlan | None = None
+    padded: bool = False
 
     def __post_init__(self) -> None:
         check_positive("prompt_tokens", self.prompt_tokens)
@@ -65,11 +68,19 @@ class GenerationPlan:
         policy = parse(self.policy)
         if self.draft is not None:
             check_verifiable(self.decoding, policy, self.draft)
+        if self.padded:
+            check_alone(policy.spec, {"draft": self.draft, "prefix": self.behind, "chunks": self.chunks})
 
     @property
     def prompt_shape(self) -> tuple[int, ...]:
-        """Shape of what the client shares: which candidate each slot reads, where that is secret, and its prompt."""
-        return (self.prompt_tokens + (len(self.chunks.lengths) if self.chunks is not None and self.chunks.among else 0),)
+        """Shape of what the client shares: which candidate each slot reads, where that is secret, or how many tokens are
+        padding, and its prompt."""
+        return (self._apart + self.prompt_tokens,)
+
+    @property
+    def _apart(self) -> int:
+        """Numbers that are shared in front of the prompt's tokens."""
+        return len(self.chunks.lengths) if self.chunks is not None and self.chunks.among else int(self.padded)
 
     @property
     def computed(self) -> int:
@@ -90,6 +101,8 @@ class GenerationPlan:
             check_behind(policy, architecture, before, self.prompt_tokens)
         if self.chunks is not None:
             self.chunks.check(policy, architecture)
+        if self.padded:
+            check_padded(architecture, self.prompt_tokens, self.new_tokens)
 
 
 def check_positive(name: str, value: object) -> None:
@@ -167,7 +180,7 @@ async def generate(
     """Run the plan; returns the number of tokens produced (public).
 
     prompt_share: this party's int64 share of the token indices of the prompt behind what the plan's chunks are given
-    (`ChunkPlan.given`); None at the dealer.
+    (`ChunkPlan.given`), or behind the number of tokens that are padding; None at the dealer.
 
     Ledger stages: "prefill" (the prompt up to its logits), then "token N" for what each token takes, with a draft for what
     the step takes that begins with token N.
@@ -175,11 +188,14 @@ async def generate(
     architecture = decoder.architecture
     plan.check(architecture)
     vocabulary = architecture.vocabulary
-    apart = plan.chunks.given if plan.chunks is not None and plan.chunks.among else 0
+    apart = plan.chunks.given if plan.chunks is not None and plan.chunks.among else int(plan.padded)
     before, own = (None, None) if prompt_share is None else (prompt_share[:apart], prompt_share[apart:])
     prompt = suite.indices(plan.prompt_tokens if apart else plan.computed, own, vocabulary)
     released = plan.decoding == "logits"
     cache = decoder.begun(plan.behind, plan.chunks, plan.prompt_tokens, before)
+    if plan.padded:
+        check_experts(suite, architecture)
+        cache.prompt.start = suite.indices(1, before, plan.prompt_tokens)
 
     def progress(done: int, total: int) -> None:
         endpoint.progress("prefill", done, total)
@@ -272,6 +288,12 @@ def token_indices(ids: Sequence[int], vocabulary: int) -> Tensor:
     return torch.tensor(list(ids), dtype=torch.int64)
 
 
+def prompt_indices(ids: Sequence[int], plan: GenerationPlan, vocabulary: int) -> Tensor:
+    """Return what a client shares of a prompt without chunks, int64 `plan.prompt_shape`. Raises as `token_indices` does."""
+    indices = token_indices(ids, vocabulary)
+    return padded(ids, plan.prompt_tokens) if plan.padded else indices
+
+
 class PlainModel:
     """A checkpoint loaded into the suite `plain`: the reference for what parties compute, on CPU or CUDA. noise(shape):
     where a sample's Gumbel noise comes from."""
@@ -315,9 +337,9 @@ class PlainModel:
     ) -> list[int]:
         """Return generated token ids, up to and with the first end-of-text token. suite: one around the model's own,
         which sees what is asked of it. guess: of the tokens that follow, where the plan has a draft."""
-        if len(prompt_ids) != plan.prompt_tokens:
+        if len(prompt_ids) != plan.prompt_tokens and not (plan.padded and len(prompt_ids) < plan.prompt_tokens):
             raise ConfigurationError(f"prompt_tokens = {plan.prompt_tokens}, but the prompt has {len(prompt_ids)} tokens")
-        indices = token_indices(prompt_ids, self.architecture.vocabulary)
+        indices = prompt_indices(prompt_ids, plan, self.architecture.vocabulary)
         endpoint = _Collector(self.architecture, prompt_ids, guess)
         asked = self.suite if suite is None else suite
         decoder = Decoder(asked, self.architecture, self.weights, self.policy or parse(plan.policy), probe)

@@ -166,6 +166,9 @@ KNOWN: dict[str, dict[str, Any]] = {
     "gemma-3-1b": _sizes(
         "gemma3_text", (1152, 6912, 26, 4, 1, 32768), 262144, head_dim=256, rope_theta=1e6, sliding_window=512
     ),
+    "gemma-3-270m": _sizes(
+        "gemma3_text", (640, 2048, 18, 4, 1, 32768), 262144, head_dim=256, rope_theta=1e6, sliding_window=512
+    ),
     "phi-3-mini": _sizes("phi3", (3072, 8192, 32, 32, 32, 4096), 32064, sliding_window=2047),
     "phi-4-mini": _sizes(
         "phi3",

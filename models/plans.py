@@ -23,13 +23,14 @@ assert get_args(Leaving) == (*get_args(Decoding), *get_args(Output), *get_args(R
 class Lengths:
     """Tokens of a session, public. prompt: of the prompt, new: the most that are generated, behind: of the registered prefix
     that the session begins behind, 0 without one. chunks: between it and the prompt. texts: of an encoder's session, the
-    padded length of each where there are several; `prompt` is then their sum."""
+    padded length of each where there are several; `prompt` is then their sum. padded: `prompt` counts padding in front."""
 
     prompt: int
     new: int = 1
     behind: int = 0
     chunks: ChunkPlan | None = None
     texts: tuple[int, ...] = ()
+    padded: bool = False
 
 
 def make_plan(lengths: Lengths, decoding: str, policy: str, temperature: float | None, draft: DraftPlan | None) -> AnyPlan:
@@ -39,7 +40,7 @@ def make_plan(lengths: Lengths, decoding: str, policy: str, temperature: float |
             raise ConfigurationError(f"texts do not go with decoding '{decoding}': a decoder's session has one prompt")
         chosen = cast(Decoding, decoding)
         before = lengths.behind, lengths.chunks
-        return GenerationPlan(lengths.prompt, lengths.new, chosen, policy, temperature, draft, *before)
+        return GenerationPlan(lengths.prompt, lengths.new, chosen, policy, temperature, draft, *before, lengths.padded)
     what = "registering a prefix" if decoding == ROWS else "an encoder"
     for name, value, only in (
         ("policy", policy, "full"),
@@ -48,6 +49,7 @@ def make_plan(lengths: Lengths, decoding: str, policy: str, temperature: float |
         ("draft", draft, None),
         ("behind", lengths.behind, 0),
         ("chunks", lengths.chunks, None),
+        ("padded", lengths.padded, False),
     ):
         if value != only:
             raise ConfigurationError(

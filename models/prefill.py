@@ -25,6 +25,8 @@ async def prefill(
     """
     if decoder.architecture.encoder is not None:
         return await decoder.begin(prompt, cache, progress, whole)
+    if cache.prompt.start is not None:
+        await decoder.begin_padded(cache, prompt.shape[0])
     if probes := decoder.policy.probes:
         cache.looking.probes = await decoder.looked_up(prompt[:probes])
         prompt = prompt[probes:]

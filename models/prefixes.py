@@ -50,6 +50,7 @@ class PrefixPlan:
     draft: ClassVar[None] = None
     behind: ClassVar[int] = 0
     chunks: ClassVar[None] = None
+    padded: ClassVar[bool] = False
     decoding: ClassVar[Registering] = ROWS
 
     def __post_init__(self) -> None:

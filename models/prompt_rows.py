@@ -1,21 +1,25 @@
-"""Rows of a prompt beside those that are cached, secret: what an encoder read of it, and what looks at its batches."""
+"""What a session has of a prompt beside its cached rows, secret: what an encoder read, padding, what looks at batches."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from models.padding import Padding
 from protocols.suite import Value
 
 
 @dataclass
 class PromptRows:
-    """What a decoder has of a prompt that an encoder read: made with its first token, the same for all that follow.
+    """What a decoder has of its prompt: made with the first token, the same for all that follow.
 
-    rows: normalised, [P, D], until every layer has its keys and values of them; None before and after that.
-    keys_and_values: of each layer of the decoder, [G, P, C] each."""
+    rows: of an encoder that read it, normalised, [P, D], until every layer has its keys and values of them; None before and
+    after that. keys_and_values: of them, of each layer of the decoder, [G, P, C] each. start: of a padded prompt, how many
+    of its tokens are padding, `Suite.indices` [1], until `padding` is made of it; None without padding."""
 
     rows: Value | None = None
     keys_and_values: dict[int, tuple[Value, Value]] = field(default_factory=dict)
+    start: Value | None = None
+    padding: Padding | None = None
 
 
 @dataclass

@@ -89,7 +89,7 @@ class Merging(Operations):
         """Return rows [..., C] brought to length 1, those of `LEAST_NORM` or more."""
         with operation("merging"):
             width = x.shape[-1]
-            inverse = await self.rsqrt_moment(x, Norm("rms", LEAST_NORM**2 / width))
+            inverse = await self.output_moment(x, Norm("rms", LEAST_NORM**2 / width))
             return await self.scale(await self.mul(x, inverse), width**-0.5)
 
     async def most_similar(self, x: Value, y: Value, least: float | None = None, room: int = 0) -> tuple[Value, Value]:

@@ -91,7 +91,11 @@ class Operations(ABC):
     @abstractmethod
     async def rsqrt_moment(self, x: Value, norm: Norm) -> Value:
         """Return 1 / sqrt(moment(x) + eps) over the last axis, [..., D] -> [..., 1]; moment is the variance ("layer") or the
-        mean of squares ("rms")."""
+        mean of squares ("rms"). Rows are those of the residual stream."""
+
+    async def output_moment(self, x: Value, norm: Norm) -> Value:
+        """Return `rsqrt_moment` of rows that are no residual stream, and may be larger: what linear layers give."""
+        return await self.rsqrt_moment(x, norm)
 
     @abstractmethod
     async def softmax(self, x: Value, mask: Tensor | None = None) -> Value:

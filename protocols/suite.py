@@ -167,7 +167,7 @@ class Suite(Merging, HeldRows):
         """Return x / sqrt(moment(x) + eps) over the last axis, times a fixed secret gain (+ residual): what stands before no
         linear layer. x: outputs of a linear layer, [..., D] or [..., H, D]; gain: [D], or [H D]."""
         flat = x.reshape(-1, gain.shape[0])
-        inverse, scaled = await self.together(self.rsqrt_moment(x, norm), self.mul(flat, gain))
+        inverse, scaled = await self.together(self.output_moment(x, norm), self.mul(flat, gain))
         scaled = scaled.reshape(*x.shape)
         with operation("norm scale"):
             y: Value = await self.mul(scaled, inverse)
@@ -252,10 +252,10 @@ class Suite(Merging, HeldRows):
         assert found.out is not None
         return found.out, found.mass
 
-    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
+    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None = None) -> Value:
         """Return `attention` of queries q [G, R T, C] with a secret `bias`, broadcastable to [G, R T, S], added to the
         scores: beside what is declared of these, it may be as large as its own bound says."""
-        return await self.relative_attention(q, k, v, bias, None)
+        return await self.relative_attention(q, k, v, bias, mask)
 
     async def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> Value:
         """Return `biased_attention` where what is declared of scores holds for their sums with the bias: as of one that a

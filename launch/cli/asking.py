@@ -110,8 +110,9 @@ def _local(place: Place, request: GenerationRequest, first: Asked, streaming: bo
     ready, _ = prompted(request, reader, first, checkpoint.architecture)
     calibration = calibration_for(place.folder, request.suite)
     spec = request.suite.over(calibration.suites.get(request.suite.name, {}))
-    setting = Setting(spec.name, place.started.parties, request.policy, spec.options)
-    check_session(checkpoint.architecture, setting, len(ready.prompt_ids), ready.params.max_tokens)
+    plan = ready.plan()
+    setting = Setting(spec.name, place.started.parties, request.policy, spec.options, padded=plan.padded)
+    check_session(checkpoint.architecture, setting, plan.prompt_tokens, plan.new_tokens)
     shared_name = place.folder.resolve().name
     status = err.status("starting processes")
     with status, local_deployment(place.started.parties, place.started.device) as deployment:

@@ -47,7 +47,14 @@ from launch.cli.commands import (
     trace,
 )
 from launch.local import signals
-from launch.terminal.console import Settings, exit_code, replace_what_cannot_be_written, show_error
+from launch.terminal.console import (
+    Settings,
+    end_without_reader,
+    exit_code,
+    replace_what_cannot_be_written,
+    show_error,
+    write,
+)
 
 app = typer.Typer(
     help="Private language-model inference on secret shares.",
@@ -93,25 +100,29 @@ app.command("bench-process", hidden=True)(bench.process)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"mpcache {version('mpcache')}")
+        write(f"mpcache {version('mpcache')}\n")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Go on where this machine is predicted to lack memory for what is asked.")
+    ] = False,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    Settings.debug = debug
+    Settings.debug, Settings.yes = debug, yes
 
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a check failed, 2 an error or wrong usage, 3 an answer ended because a value left
-    its range, 130 Ctrl-C, 143 terminated."""
+    its range, 130 Ctrl-C, 141 the reader of its output left, 143 terminated."""
     signals.install()
     replace_what_cannot_be_written()
+    end_without_reader()
     # Worker threads of tokenizers warn after a fork, and gRPC logs what its callers already report as typed errors.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -105,6 +105,15 @@ FixedLengthOption = Annotated[
         help="Parties always generate --max-new-tokens tokens, the answer is cut here: else they learn its length.",
     ),
 ]
+PromptBucketsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-buckets",
+        metavar="64,128,...",
+        help="Pad the prompt to the least of these lengths that holds it, in secret: all that parties and dealer learn of "
+        "its length, and what tapes of `mpcache deal --padded` serve. With policy full.",
+    ),
+]
 DraftOption = Annotated[
     str,
     typer.Option(
@@ -191,6 +200,22 @@ def _option_value(text: str) -> SuiteOptionValue:
         except ValueError:
             continue
     return text
+
+
+def prompt_buckets(text: str | None) -> tuple[int, ...]:
+    """Return the lengths of --prompt-buckets, none without it. Raises `ConfigurationError`.
+
+    >>> prompt_buckets("64,128")
+    (64, 128)
+    """
+    from models.padding import check_buckets
+
+    try:
+        found = () if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigurationError(f"--prompt-buckets '{text}': write lengths separated by commas, such as 64,128") from None
+    check_buckets(found)
+    return found
 
 
 def chosen_draft(text: str) -> Draft | None:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
 from mpc.channel import Channel, MemoryChannel, memory_channels
 from mpc.errors import PeerError, TapeError
 from mpc.random import new_seed
@@ -100,7 +102,8 @@ def run_in_process(
     def party_thread(i: int) -> None:
         try:
             tape = PartyTape(seeds[i], i == parties - 1, chunks(iter(streams[i])), channels[i].ledger, places[i])
-            results[i] = party_main(channels[i], tape)
+            with torch.inference_mode():
+                results[i] = party_main(channels[i], tape)
         except BaseException as error:
             errors.append(error)
             channels[i].close()
@@ -109,8 +112,9 @@ def run_in_process(
     def dealer_thread() -> None:
         try:
             tape = dealer_tape(seeds, lambda i, piece: streams[i].put(piece), None, places[parties])
-            dealt.append(dealer_main(tape))
-            tape.flush()
+            with torch.inference_mode():
+                dealt.append(dealer_main(tape))
+                tape.flush()
         except BaseException as error:
             errors.append(error)
         finally:

@@ -17,7 +17,7 @@ from launch.local.shares import KeptShares, WeightShares, additive_shares, opene
 from launch.measure.selection_trace import noting_shares
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder
-from models.generation import GenerationPlan, generate, token_indices
+from models.generation import GenerationPlan, generate, prompt_indices
 from models.loaded import load_weights
 from models.policies import parse
 from parties.errors import RangeExceeded
@@ -57,7 +57,7 @@ def generate_on_shares(
     """Generate greedily after the prompt `ids`. secrets: what is opened beside the tokens."""
     architecture = checkpoint.architecture
     weights = WeightShares(checkpoint, roles.parties)
-    prompts = additive_shares(token_indices(ids, architecture.vocabulary), roles.parties)
+    prompts = additive_shares(prompt_indices(ids, plan, architecture.vocabulary), roles.parties)
 
     def program(suite: Suite, party: int | None) -> tuple[KeptShares, list[OutputShare], list[OutputShare]]:
         loaded = suite.run(load_weights(suite, architecture, lambda name: weights.share(suite, name, party)))

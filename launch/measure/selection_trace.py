@@ -19,11 +19,14 @@ from protocols.suite import OutputShare, Suite, Value
 @dataclass
 class Decision:
     """In plaintext. marks: 1 at what was kept, [..., N]; scores: what was ranked, [..., N]; drops: whether what was not kept
-    left the cache, so that later decisions are about other tokens."""
+    left the cache, so that later decisions are about other tokens. turn: how many times the model had been gone through
+    before; place: in which layer."""
 
     marks: Tensor
     scores: Tensor
     drops: bool = False
+    turn: int = 0
+    place: int = 0
 
 
 class TracedSelection:
@@ -36,6 +39,12 @@ class TracedSelection:
         self, suite: Suite, note: Callable[[Value, Value], None], dropped: Callable[[], None] = lambda: None
     ) -> None:
         self._suite, self._note, self._dropped = suite, note, dropped
+        self.turn = self.place = 0
+
+    def at(self, place: int) -> None:
+        """Pass on; a place before the last one begins another turn."""
+        self.turn, self.place = self.turn + (place < self.place), place
+        self._suite.at(place)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._suite, name)
@@ -72,16 +81,18 @@ def noting(suite: Suite, decisions: list[Decision]) -> TracedSelection:
         decisions[-1].drops = True
 
     def note(ranked: Value, kept: Value) -> None:
-        decisions.append(Decision(tensor_of(kept).clone(), tensor_of(ranked).clone()))
+        decisions.append(Decision(tensor_of(kept).clone(), tensor_of(ranked).clone(), False, traced.turn, traced.place))
 
-    return TracedSelection(suite, note, dropped)
+    traced = TracedSelection(suite, note, dropped)
+    return traced
 
 
 @dataclass(frozen=True)
 class Agreement:
     """compared, equal: decisions that were compared, and those where both runs kept the same. gap: in the others, how much
     higher a score that one of them left out was than one that it kept, at most, as a share of that row's spread. after:
-    decisions not compared, since another token had left the cache before."""
+    decisions not compared, since they depend on another token having left the cache: later ones of the same layer, and all
+    of later turns through the model."""
 
     compared: int
     equal: int
@@ -90,14 +101,15 @@ class Agreement:
 
 
 def agreement(plain: Sequence[Decision], secure: Sequence[Tensor]) -> Agreement:
-    """Compare what both decided, as far as both went, and until the first difference in what leaves the cache. secure:
-    marks, as `Decision.marks`."""
+    """Compare what both decided, as far as both went, and as long as it does not depend on a difference in what left the
+    cache. What leaves it in one turn changes other layers in the next one only. secure: marks, as `Decision.marks`."""
     compared = equal = after = 0
     gap = 0.0
-    apart = False
+    apart: set[int] = set()  # layers
+    since: int | None = None  # the turn in which the first of them came apart
     for one, marks in zip(plain, secure, strict=False):
         ours = one.marks.double().cpu().reshape(-1, one.marks.shape[-1]).round().bool()
-        if apart:
+        if one.place in apart or (since is not None and one.turn > since):
             after += len(ours)
             continue
         theirs = marks.double().cpu().reshape(ours.shape).round().bool()
@@ -108,5 +120,7 @@ def agreement(plain: Sequence[Decision], secure: Sequence[Tensor]) -> Agreement:
             missed, instead = row[mine & ~other], row[other & ~mine]
             found = float(missed.max() - instead.min()) if len(missed) and len(instead) else float("inf")
             gap = max(gap, found / spread if spread > 0 else 0.0)
-        apart = one.drops and not bool(same.all())
+        if one.drops and not bool(same.all()):
+            apart.add(one.place)
+            since = one.turn if since is None else since
     return Agreement(compared, equal, gap, after)

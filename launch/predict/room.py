@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from launch.local.memory import available_memory
-from launch.terminal.console import byte_count, err
+from launch.local.memory import available_memory, listening_memory
+from launch.terminal.console import Settings, byte_count, err
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture
 from models.costs.cached import cache_bytes
@@ -24,7 +24,12 @@ from parties.names import is_loopback
 from protocols.registry import SuiteSpec
 
 EXACT = 0.15  # of a prediction, either way
+Warn = Callable[[str], None]
 USUAL_PROMPT = 512  # tokens that a server is looked at with before anybody asks
+
+
+def _in_yellow(text: str) -> None:
+    err.print(text, style="yellow", soft_wrap=True)
 
 
 def session_memory(architecture: AnyArchitecture, setting: Setting, prompt: int, new: int) -> Memory:
@@ -40,24 +45,27 @@ def session_memory(architecture: AnyArchitecture, setting: Setting, prompt: int,
     return memory_of(Held(weights, (cached, cached), working, file_bytes(architecture), setting.suite))
 
 
-def check_room(
-    memory: Memory, parties: int, remedy: str, warn: Callable[[str], None] = lambda text: err.print(text, style="yellow")
-) -> str:
-    """Say what the processes of all roles take on this machine at the same time. Raises `EnvironmentProblem` with the
-    remedy when that is not free, even if it is predicted too high; warns where it might not be."""
+def check_room(memory: Memory, parties: int, remedy: str, warn: Warn = _in_yellow) -> str:
+    """Say what the processes of all roles take on this machine at the same time; as `judge` where that is not free."""
     needed = memory.here(parties)
     roles = f"{parties} parties of {byte_count(memory.peak('party'))}, dealer {byte_count(memory.peak('dealer'))}"
     parts = f"{byte_count(needed)} of memory ({roles}, client {byte_count(memory.peak('client'))})"
+    judge(needed, f"the processes need {parts}", remedy, warn)
+    return parts
+
+
+def judge(needed: float, said: str, remedy: str, warn: Warn = _in_yellow) -> None:
+    """Compare bytes that will be taken, and are `said` to be, with those that are free. Raises `EnvironmentProblem` with the
+    remedy where they do not fit even if they are predicted too high, unless `mpcache --yes` was said; warns then, and where
+    they might not."""
     free = available_memory()
     if free is None:
-        return parts
-    if (1 - EXACT) * needed > free:
-        raise EnvironmentProblem(f"the processes need {parts}, {byte_count(free)} are free; end other programs, {remedy}")
+        return
+    text = f"{said}, {byte_count(free)} are free"
+    if (1 - EXACT) * needed > free and not Settings.yes:
+        raise EnvironmentProblem(f"{text}; end other programs, {remedy}, or go on all the same: `mpcache --yes ...`")
     if (1 + EXACT) * needed > free:
-        warn(
-            f"the processes need about {parts}, {byte_count(free)} are free: if one is killed, end other programs, {remedy}"
-        )
-    return parts
+        warn(f"{text}: if a process is killed, end other programs, {remedy}")
 
 
 def check_session(architecture: AnyArchitecture, setting: Setting, prompt: int, new: int) -> str:
@@ -77,25 +85,29 @@ def check_texts(architecture: EncoderArchitecture, spec: SuiteSpec, parties: int
     return check_room(session_memory(architecture, setting, sum(padded), 1), parties, remedy)
 
 
-def warn_of_running(
+def check_running(
     architecture: AnyArchitecture,
     setting: Setting,
     addresses: Sequence[str],
-    warn: Callable[[str], None] = lambda text: err.print(text, style="yellow"),
-) -> int | None:
-    """Warn where roles that run on this machine already have no room for a usual prompt, of `USUAL_PROMPT` tokens or as many
-    as the model has positions for. Returns the bytes that they would take beyond those of their start; None where a party
-    runs elsewhere, about whose memory nobody here can tell."""
-    if not all(is_loopback(split_address(address)[0]) for address in addresses):
+    lengths: tuple[int, int],
+    warn: Warn = _in_yellow,
+) -> float | None:
+    """Check that roles which run on this machine already have room for a prompt, as `judge` does. lengths: of it, and of new
+    tokens. Returns the bytes that they will take beyond what they hold; None where a party runs elsewhere, about whose
+    memory nobody here can tell."""
+    places = [split_address(address) for address in addresses]
+    if not all(is_loopback(host) for host, _ in places):
         return None
-    prompt = min(USUAL_PROMPT, architecture.positions)
-    memory = session_memory(architecture, setting, prompt, 1)
-    needed = memory.here(setting.parties) - memory.peak("client") - (setting.parties + 1) * START
-    free = available_memory()
-    if free is not None and (1 - EXACT) * needed > free:
-        warn(
-            f"parties and dealer run on this machine: a prompt of {prompt} tokens makes them take some "
-            f"{byte_count(needed)} of memory, {byte_count(free)} are free. A process may be killed: end other programs, ask "
-            "short prompts only, or let the roles run on hosts of their own (docs/hosts.md)"
-        )
+    memory, (prompt, new) = session_memory(architecture, setting, *lengths), lengths
+    held = [max(START, count) for count in listening_memory([port for _, port in places]).values()]
+    held += [START] * (setting.parties + 1 - len(held))
+    needed = max(0.0, memory.here(setting.parties) - memory.peak("client") - sum(held))
+    judge(
+        needed,
+        f"parties and dealer run on this machine: a prompt of {prompt} tokens and {new} new ones make them take "
+        f"{byte_count(needed)} of memory more",
+        "serve shorter prompts (--prompt-buckets, --default-max-tokens), or let the roles run on hosts of their own "
+        "(docs/hosts.md)",
+        warn,
+    )
     return needed

@@ -1,7 +1,7 @@
 """Seconds of a stage on a network: what parties and dealer compute, on hosts of their own or on this machine together.
 
 Parties and the dealer work at the same time: the dealer's stream arrives while parties compute, so the slower of both sides
-counts. Where all run on this machine they share its processors, which have all of their work to do.
+counts. Where all run on this machine they share its processors, which have all of their work to do, and wait now and then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ FORMULA = (
     "the slower of two sides: a party's computing + rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth; "
     "the dealer's computing + bytes dealt / bandwidth"
 )
-FORMULA_HERE = ", or, on one machine, the computing of all roles / its processors"
+FORMULA_HERE = ", or, on one machine, the computing of all roles / its processors (85 % of their time)"
+BUSY = 0.85  # share of the time that processors which all roles share have work, measured
 
 
 @dataclass(frozen=True)
@@ -73,5 +74,5 @@ class Machines:
             self.network.latency_seconds(rounds),
             self.network.transfer_seconds(sent),
             self.network.transfer_seconds(dealt),
-            (self.parties * party + dealer) / self.cores if self.cores else 0.0,
+            (self.parties * party + dealer) / (BUSY * self.cores) if self.cores else 0.0,
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from rich.progress import TaskID
 
+from launch.terminal.console import write
 from launch.terminal.progress import bars
 from models.tokenizer.stop_strings import TextUntil
 from models.tokenizer.text import TextTokenizer
@@ -57,8 +57,7 @@ class _View:
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self._bar.stop()
         if kind is not None and self._streaming and self.times:
-            sys.stdout.write("\n")  # the error gets a line of its own
-            sys.stdout.flush()
+            write("\n")  # the error gets a line of its own
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Show a line for each stage before the first token, and one of tokens where their text does not show them."""
@@ -81,15 +80,13 @@ class _View:
         """Show the text that still waited, end the line, and return the whole text."""
         self._write(self._text.flush())
         if self._streaming:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            write("\n")
         return "".join(self._pieces)
 
     def _write(self, piece: str) -> None:
         self._pieces.append(piece)
         if self._streaming and piece:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            write(piece)
 
 
 @dataclass(frozen=True)

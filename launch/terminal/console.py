@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import traceback
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
@@ -61,13 +63,15 @@ out = FittingConsole(highlight=False, emoji=False)
 ERROR_EXIT = 2
 ANY_WIDTH = 10_000  # columns, more than any table has
 RANGE_EXIT = 3
+READER_LEFT = 141  # as of a program that SIGPIPE ends
 _EXITS = {"range-exceeded": RANGE_EXIT}
 
 
 class Settings:
-    """What `mpcache --debug` sets for the whole process."""
+    """What `mpcache --debug` and `--yes` set for the whole process."""
 
     debug = False
+    yes = False
 
 
 def error_line(error: BaseException) -> str:
@@ -106,11 +110,34 @@ def replace_what_cannot_be_written() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+def end_without_reader() -> None:
+    """End quietly from now on where whoever reads standard output has left (`| head`); the help's console does so, too."""
+
+    def leave(console: Console) -> None:
+        _leave()
+
+    Console.on_broken_pipe = leave  # type: ignore[method-assign]
+
+
+def _leave() -> NoReturn:
+    with suppress(OSError, ValueError):  # what is still to be written goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(READER_LEFT)
+
+
+def write(text: str) -> None:
+    """Write to standard output at once."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _leave()
+
+
 def print_json(value: dict[str, Any]) -> None:
     """Print exactly one JSON object, on one line of standard output; with escapes where that is not UTF-8."""
     plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
-    sys.stdout.write(json.dumps(value, ensure_ascii=plain, allow_nan=False) + "\n")
-    sys.stdout.flush()
+    write(json.dumps(value, ensure_ascii=plain, allow_nan=False) + "\n")
 
 
 def byte_count(count: float) -> str:

@@ -109,9 +109,9 @@ class RecordingSuite(PlainSuite):
         """As in `plain`; notes queries, keys, values and scores."""
         return self._attended(q, k, v, mask)
 
-    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> PlainValue:
+    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None = None) -> PlainValue:
         """As in `plain`; notes the same, scores without a bias that has a bound of its own."""
-        return self._attended(q, k, v, None, aside=tensor_of(bias))
+        return self._attended(q, k, v, mask, aside=tensor_of(bias))
 
     async def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> PlainValue:
         """As in `plain`; notes the same, scores with their bias."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture
-from models.cache import KVCache
+from models.cache import KVCache, LayerCache
+from protocols.paging import slot_of
 
+SLOTS = tuple(map(slot_of, ("k", "v", "held")))
 VALUE_BYTES = 16  # a cached element's masked form and the share of its mask
 
 
@@ -46,8 +49,35 @@ def held_bytes(cache: KVCache) -> int:
 
 def held_by_layer(cache: KVCache) -> list[int]:
     """Return `held_bytes` of each layer."""
-    layers = [[x for segment in entry.segments for x in segment.rows] if entry.length else [] for entry in cache.layers]
-    return [sum(x.element_bytes * x.shape.numel() for x in rows) for rows in layers]
+    return [held_in(entry) for entry in cache.layers]
+
+
+def held_in(entry: LayerCache) -> int:
+    """Return `held_bytes` of one layer."""
+    if not entry.length:
+        return 0
+    return sum(x.element_bytes * x.shape.numel() for segment in entry.segments for x in segment.rows)
+
+
+class Watch:
+    """The most that a cache has taken so far. Looked at often: a layer whose rows are the same values takes the same."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._known: dict[int, tuple[tuple[object, ...], int]] = {}
+
+    def look(self, cache: KVCache) -> None:
+        """See what the cache takes now."""
+        self.most = max(self.most, sum(map(self._held, cache.layers)))
+
+    def _held(self, entry: LayerCache) -> int:
+        rows = tuple(entry.__dict__[slot] for slot in SLOTS)
+        known = self._known.get(id(entry))
+        if known is not None and all(map(operator.is_, known[0], rows)):
+            return known[1]
+        found = held_in(entry)
+        self._known[id(entry)] = rows, found
+        return found
 
 
 def kept_bytes(architecture: AnyArchitecture, prompt: int, new: int, kept: int | None) -> int:

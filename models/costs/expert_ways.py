@@ -57,7 +57,7 @@ def _form(a: Architecture, setting: Setting, tokens: int) -> Form:
         if places is not None:
             await mixture.dispatched(h, layer, places)
         else:
-            await mixture.leaving(await counted.norm_linear(h, a.norm, mixture.entering(layer)), layer, h)
+            await mixture.leaving(await counted.norm_linear(h, a.stream_norm, mixture.entering(layer)), layer, h)
 
     suite.begin(a.layers + 1)
     suite.at(layer)

@@ -107,11 +107,11 @@ class Products:
             self._count(rows, k.shape[1], channels, groups)
         return self._suite.observed_attention(q, k, v, mask, observed)
 
-    def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Any:
+    def biased_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None = None) -> Any:
         groups, rows, channels = q.shape
         self._count(rows, channels, k.shape[1], groups)
-        self._count(rows, k.shape[1], channels, groups)
-        return self._suite.biased_attention(q, k, v, bias)
+        self._count(rows, k.shape[1], v.shape[2], groups)
+        return self._suite.biased_attention(q, k, v, bias, mask)
 
     def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> Any:
         groups, rows, channels = q.shape

@@ -25,6 +25,7 @@ from models.generation import choice
 from models.loaded import load_weights
 from models.observation import Observation, Seen
 from models.outputs import Decoding, Output
+from models.padding import Padding
 from models.prefill import prefill
 from models.prefixes import PrefixPlan, forget, registered
 from protocols.suite import OutputShare, Suite, Value
@@ -74,14 +75,18 @@ async def load_before(suite: Suite, architecture: Architecture, behind: int, chu
     return await load_blocks(suite, architecture, behind, chunks, lambda number, name: None)
 
 
-async def fill(decoder: Decoder, cached: int, source: Source, agree: bool = True, read: int = 0) -> KVCache:
+async def fill(
+    decoder: Decoder, cached: int, source: Source, agree: bool = True, read: int = 0, padded: bool = False
+) -> KVCache:
     """Return a cache that holds `cached` tokens, as a prompt would leave it. Recorded under the stage "cache".
 
     A layer with a sliding window holds its window. A policy that works on the prompt's cache does so, with the attention
     mass that `source` has. agree: do here what parties do once a session, when they first hand out a share. read: tokens of
-    the prompt that an encoder has read; the cached ones are then the answer's.
+    the prompt that an encoder has read; the cached ones are then the answer's. padded: the prompt began with padding.
     """
     suite, cache = decoder.suite, decoder.new_cache()
+    if padded and cached:
+        await _fill_padding(decoder, cache, cached, source)
     if agree:
         with suite.ledger.timed(CACHE):
             suite.output(suite.input((1,), source.cached(suite, "agreement", (1,)), suite.fraction_bits))
@@ -93,6 +98,17 @@ async def fill(decoder: Decoder, cached: int, source: Source, agree: bool = True
             await _fill_cross(decoder, cache, layer, read, source)
     cache.seen = cached
     return cache
+
+
+async def _fill_padding(decoder: Decoder, cache: KVCache, cached: int, source: Source) -> None:
+    """Let all cached tokens be a prompt that began with padding."""
+    suite = decoder.suite
+    with suite.ledger.timed(CACHE):
+        start = suite.indices(1, source.cached(suite, "padding", (1,)), cached)
+        learned = decoder.architecture.learned_positions
+        cache.prompt.padding = await Padding.of(suite, start, cached, learned)
+        if learned:
+            await cache.prompt.padding.places(suite, decoder.positions, 0, cached)
 
 
 async def fill_layer(decoder: Decoder, cache: KVCache, layer: int, cached: int, source: Source) -> None:
@@ -169,13 +185,14 @@ async def registering_step(decoder: Decoder, tokens: int, name: str) -> None:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step; public. tokens: that it processes. decoding, temperature: as in `GenerationPlan`. drafted: whether the
-    tokens are rows of a drafted step, each of which has a choice of its own."""
+    """One step; public. tokens: that it processes. decoding, temperature, padded: as in `GenerationPlan`. drafted: whether
+    the tokens are rows of a drafted step, each of which has a choice of its own."""
 
     tokens: int = 1
     decoding: Decoding = "greedy"
     temperature: float | None = None
     drafted: bool = False
+    padded: bool = False
 
 
 async def step(
@@ -200,6 +217,8 @@ async def step(
         elif cache.seen > cache.behind:
             logits = await decoder.forward(inputs, cache, last_only=True, whole=shown)
         else:
+            if plan.padded:
+                cache.prompt.start = suite.indices(1, None, plan.tokens)
             logits = await prefill(decoder, cache, inputs, whole=shown)
         with suite.ledger.timed(CHOICE):
             _, share = await choice(suite, logits, plan.decoding, plan.temperature, decoder.architecture.logit_cap)

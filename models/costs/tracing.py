@@ -19,7 +19,7 @@ from models.architecture import Architecture
 from models.architectures import AnyArchitecture
 from models.cache import KVCache
 from models.chunks import ChunkPlan
-from models.costs.cached import CacheBytes, held_by_layer, held_bytes
+from models.costs.cached import CacheBytes, Watch, held_by_layer, held_bytes
 from models.costs.products import KINDS, Products
 from models.costs.program import NoInputs, StepPlan, encoding_step, fill, load, load_before, registering_step, step
 from models.decoder import Decoder
@@ -92,7 +92,7 @@ class _Tape(CountingTape):
         super().__init__()
         self._check = check
         self.cache: KVCache | None = None
-        self.cached = 0
+        self.watch = Watch()
         self.work: dict[tuple[str, str, str], int] = {}
 
     def random(self, op: str, shape: Sequence[int], bits: int = 64, kind: str = "sum") -> Tensor:
@@ -113,7 +113,7 @@ class _Tape(CountingTape):
     def _seen(self, x: Tensor) -> Tensor:
         self._check()
         if self.cache is not None:
-            self.cached = max(self.cached, held_bytes(self.cache))
+            self.watch.look(self.cache)
         return x
 
 
@@ -123,7 +123,8 @@ class Setting:
 
     draft: of drafted steps, None for one token a step. behind: tokens of a registered prefix that prompts begin behind, 0
     without one; chunks: between it and them. texts: of an encoder's session of several texts the padded length of each,
-    whose sum is then the prompt's. check(): called at every tape entry, may raise to end the trace.
+    whose sum is then the prompt's. padded: as in `GenerationPlan`. check(): called at every tape entry, may raise to
+    end the trace.
     prepare(suite): called with each suite that is made. seconds: processor time that an estimate may take, None for any.
 
     >>> Setting("masked", parties=3, policy="h2o:budget=0.2", options={"score": 8}).spec
@@ -141,12 +142,13 @@ class Setting:
     chunks: ChunkPlan | None = None
     texts: tuple[int, ...] = ()
     seconds: float | None = None
+    padded: bool = False
     check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
     prepare: Callable[[Suite], None] = field(default=lambda suite: None, compare=False, repr=False)
 
     def plan(self, prompt: int, new: int) -> AnyPlan:
         """Return the plan of a session with so many prompt and new tokens. Raises `ConfigurationError`."""
-        lengths = Lengths(prompt, new, self.behind, self.chunks, self.texts)
+        lengths = Lengths(prompt, new, self.behind, self.chunks, self.texts, self.padded)
         return make_plan(lengths, self.decoding, self.policy, self.temperature, self.draft)
 
     def cached(self, architecture: Architecture, prompt: int) -> int:
@@ -172,7 +174,7 @@ class Setting:
 
     def step(self, tokens: int = 1, drafted: bool = False) -> StepPlan:
         """Return a step of so many tokens. drafted: see `StepPlan`."""
-        return StepPlan(tokens, cast(Decoding, self.decoding), self.temperature, drafted)
+        return StepPlan(tokens, cast(Decoding, self.decoding), self.temperature, drafted, self.padded)
 
     def steps(self, cached: int, new: int, kept: int = 1) -> Iterator[tuple[int, int]]:
         """Yield tokens before it and rows of each step after the first token of an answer of `new` tokens. cached: tokens
@@ -267,7 +269,7 @@ def trace_step(
         tokens += 0 if setting.chunks is None or setting.chunks.among else setting.chunks.repaired
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
     begun = partial(decoder.begun, setting.behind, setting.chunks, asked)
-    cache = begun() if behind else suite.run(fill(decoder, cached, NoInputs(), agreed, read))
+    cache = begun() if behind else suite.run(fill(decoder, cached, NoInputs(), agreed, read, setting.padded))
     suite.ledger.costs.clear()
     products.counts.clear()
     tape.work.clear()
@@ -303,7 +305,7 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
                     suite.run(decoder.keep(cache, cached - cache.seen))
             suite.run(step(decoder, cache, setting.step(tokens, drafted and cached > 0), None, STEP))
         took = held_bytes(cache)
-        held = CacheBytes(max(tape.cached, took), took)
+        held = CacheBytes(max(tape.watch.most, took), took)
         working = _working(live, held.most - before)
         yield Trace(copy.deepcopy(suite.ledger), {**products.counts, **tape.work}, working, held)
 

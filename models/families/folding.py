@@ -3,6 +3,12 @@
 A LayerNorm looks at h - mean(h) only, and everything that is added to the residual stream h comes out of a weight. So the
 means are taken out of the *writing* weights (embeddings, attention output, feed-forward output), the residual stream has
 mean zero by itself, and LayerNorm becomes RMSNorm: one secret sum less in every layer, on every suite.
+
+Where norms stand before and after each part, all that is written to the residual stream are embeddings and gains, and all
+that reads it divides by its size. So the stream may be held smaller by any power of two, embeddings and gains with it
+(a family's `factors`), and the epsilon of what reads it by that power's square (`Architecture.stream_epsilon`): no result
+changes. Gemma 3 needs it: its stream's entries reach 98 000 (1B), 296 000 (4B) and 778 000 (12B; Owen et al., arXiv
+2503.22329, their published logs), its gains thousands, which rings have no room for.
 """
 
 from __future__ import annotations

@@ -224,7 +224,8 @@ class Standard(Family):
             stored = self._stored(f"{at}{self.names[source]}", read, kind)
             if stored is None:
                 return torch.zeros(self.architecture.width, dtype=torch.float64)
-            return self._written(stored * self.factors().get(source, 1.0))
+            last = self.architecture.norms == "before"  # else a gain follows, which takes the factor
+            return self._written(stored * self.factors().get(source, 1.0) if last else stored)
         if block == "attention.qkv":
             return self._folded(kind, (at, "attention.norm"), read, lambda k: self._qkv(at, k, read))
         return self._folded(kind, (at, "mlp.norm"), read, lambda k: self._entering(at, block, k, read))

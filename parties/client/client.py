@@ -16,7 +16,7 @@ from mpc.ledger import Cost
 from parties.client.cancellation import Cancellation
 from parties.client.conversation import Conversation
 from parties.client.encoding import EncodingRequest, EncodingResult, EncodingSession, in_place
-from parties.client.model_reference import ModelReference, close_all, common_models, connect_all, describe_all
+from parties.client.model_reference import ModelReference, close_all, common_models, connect_all, describe_all, disputes
 from parties.client.prefixes import chosen_prefix
 from parties.client.request import GenerationRequest
 from parties.client.session import AgreedRequest, ClientSession, FinishReason
@@ -83,7 +83,8 @@ class Client:
 
     keep_connections: channels stay open between sessions until `close`; otherwise each call connects anew. Calls from
     several threads may run at the same time. Raises `ConfigurationError` when role or certificates are wrong, and when the
-    configuration says no fingerprint of a party.
+    configuration says no fingerprint of a party. disputes: what parties said differently of models when they were asked
+    last, in words.
     """
 
     def __init__(self, config: RoleConfig, keep_connections: bool = False) -> None:
@@ -91,6 +92,7 @@ class Client:
             raise ConfigurationError(f"configuration is for role '{config.role}', not for 'client'")
         self.config = config
         self._credentials = own_identity(config)
+        self.disputes: list[str] = []
         self._kept = ChannelPool(config, lambda: self.identity) if keep_connections else None
 
     def close(self) -> None:
@@ -121,7 +123,9 @@ class Client:
     def models(self, on_waiting: Callable[[str], None] = lambda reason: None) -> list[ModelReference]:
         """Return the models that all parties hold."""
         with self._connected(on_waiting) as channels:
-            return common_models(describe_all(self.config, channels))
+            said = describe_all(self.config, channels)
+        self.disputes = disputes(self.config.party_names, said)
+        return common_models(said)
 
     def check_reached(self, on_waiting: Callable[[str], None] = lambda reason: None) -> None:
         """Raise `PeerLost`, naming it, for a party that is not there, and for a peer that a party does not reach: another
@@ -144,7 +148,7 @@ class Client:
         listed = "; ".join(f"{m.name} ({m.id})" for m in found or held) or "none: let the model owner share one first"
         asked = "the request" if model is None else repr(model)
         if not found:
-            raise ConfigurationError(f"no model fits {asked}; all parties hold: {listed}")
+            raise ConfigurationError("; ".join([f"no model fits {asked}; all parties hold: {listed}", *self.disputes]))
         raise ConfigurationError(
             f"{len(found)} models fit {asked}: {listed}; ask for one by its id (--name ID), or let the owner share it once "
             "more with `mpcache model-owner --replace`, which takes the others of that name away"

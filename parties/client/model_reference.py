@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,9 +152,25 @@ def common_models(descriptions: list[wire.Description]) -> list[ModelReference]:
     return out
 
 
+FACTS = ("architecture", "bounds", "tokenizer")
+
+
 def _facts(model: wire.HeldModel) -> tuple[str, str, str]:
-    """Return what all parties must say alike of a model."""
+    """Return what all parties must say alike of a model, in the order of `FACTS`."""
     return model.architecture, model.ranges, model.tokenizer
+
+
+def disputes(parties: Sequence[str], descriptions: Sequence[wire.Description]) -> list[str]:
+    """Return in words what some party says of a model otherwise than the first one does: such a model is in no list."""
+    first, *others = ({m.model: m for m in said.models} for said in descriptions)
+    found = []
+    for party, held in zip(parties[1:], others, strict=True):
+        for one in (one for one in first.values() if one.model in held):
+            both = zip(FACTS, _facts(one), _facts(held[one.model]), strict=True)
+            if wrong := " and ".join(f"another {name}" for name, mine, other in both if mine != other):
+                what = f"{clean(one.name)[:64]} ({clean(one.model)[:32]})"
+                found.append(f"{party} says {wrong} of {what} than {parties[0]}: one of them is not as its owner shared it")
+    return found
 
 
 def _common_prefixes(held: dict[str, wire.HeldModel]) -> tuple[RegisteredPrefix, ...]:

@@ -28,7 +28,7 @@ from parties.client.model_reference import ModelReference, check_folder
 from parties.client.prefixes import continues
 from parties.client.prompts import Inputs, Prompt, PromptReader
 from parties.client.request import GenerationRequest
-from parties.client.sampling_params import SamplingParams
+from parties.client.sampling_params import GREEDY, SamplingParams
 from parties.client.session import FinishReason
 from parties.client.texts import Classification, LabelledToken, Pooling, TextReader, Texts, classified, labelled, stacked
 from parties.config.role_config import RoleConfig, load_config
@@ -117,17 +117,16 @@ class PrivateModel:
         policy: str = "full",
         draft: str = OFF,
         prefix: str | None = None,
+        prompt_buckets: Sequence[int] = (),
         allow_logits: bool = False,
     ) -> PrivateModel:
         """Connect to the parties of a client's configuration.
 
         tokenizer: folder with config.json and the tokenizer's files, needed for texts. model: a name or id; by default
-        the only model. suite, policy, draft, prefix: the defaults of each call; a suite with options is a `SuiteSpec`.
-        allow_logits: this client may learn logits, which top_k, top_p and penalties need, and which every party's
-        configuration must grant it.
-        Raises `ConfigurationError` when model and tokenizer do not fit, `PeerLost`.
+        the only model. suite (a text, or a `SuiteSpec` with options), policy, draft, prefix, prompt_buckets: the defaults of
+        each call. allow_logits: this client may learn logits, which top_k, top_p and penalties need, and which every party's
+        configuration must grant it. Raises `ConfigurationError` when model and tokenizer do not fit, `PeerLost`.
         """
-        suite = _spec(suite)
         client = Client(config if isinstance(config, RoleConfig) else load_config(config), keep_connections=True)
         try:
             folder = None if tokenizer is None else Path(tokenizer)
@@ -137,7 +136,8 @@ class PrivateModel:
             if folder is not None and described is not None:
                 words = load_tokenizer(folder, described)
                 check_folder(folder, described, words, reference)
-            defaults = GenerationRequest(suite=suite, policy=policy, model=reference, prefix=prefix)
+            asked = (_spec(suite), policy, reference, None, prefix)
+            defaults = GenerationRequest((), GREEDY, *asked, prompt_buckets=prompt_buckets)
             found = cls(client, defaults, words, folder, allow_logits)
             found.defaults = replace(defaults, draft=found._draft(draft))
             return found
@@ -235,8 +235,8 @@ class PrivateModel:
         where logits are allowed top_k, top_p, repetition_penalty, no_repeat_ngram_size, bad_words_ids, suppress_tokens,
         logits_processor, output_logits. policy, suite, draft, prefix: of this call; draft is "off", "ngram:tokens=4" or the
         folder of a small public checkpoint, and needs the likeliest tokens (no do_sample); prefix the name of a registered
-        one that the prompt continues, "auto" for whichever public one it begins with, or None. cancellation: a
-        `Cancellation`, which lets another thread end it with `Cancelled`.
+        one that the prompt continues, "auto" for whichever public one it begins with, or None; prompt_buckets are lengths to
+        pad the prompt to. cancellation: a `Cancellation`, which lets another thread end it with `Cancelled`.
         """
         prompt = self._read(_inputs(inputs, options), options)
         before = self.reference.architecture.continued(prompt.ids)
@@ -304,7 +304,7 @@ class PrivateModel:
         given = _given(config, options)
         cancellation = given.pop("cancellation", None) or Cancellation()
         policy, suite, draft = (given.pop(name, None) for name in ("policy", "suite", "draft"))
-        prefix = given.pop("prefix", self.defaults.prefix)
+        prefix, buckets = (given.pop(name, getattr(self.defaults, name)) for name in ("prefix", "prompt_buckets"))
         read = {name: given.pop(name) for name in ("repair", "retrieval", "candidates") if name in given}
         chunks = replace(self.defaults.chunks, **({"names": given.pop("chunks")} if "chunks" in given else {}), **read)
         if isinstance(config, SamplingParams):
@@ -326,6 +326,7 @@ class PrivateModel:
             draft=self.defaults.draft if draft is None else self._draft(draft),
             prefix=prefix,
             chunks=chunks,
+            prompt_buckets=buckets,
         )
         return _Call(prompt, request, asked, cancellation)
 
@@ -338,8 +339,7 @@ class PrivateModel:
         """Return the draft of a text; a checkpoint is read once. Raises `ConfigurationError` where it is not for this
         model."""
         if text not in self._drafts:
-            draft = parse_draft(text)
-            if draft is not None:
+            if (draft := parse_draft(text)) is not None:
                 draft.check(self.reference.architecture, self.tokenizer)
             self._drafts[text] = draft
         return self._drafts[text]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from models.chunks import ChunkPlan
 from models.generation import GenerationPlan
+from models.padding import bucket, check_buckets
 from models.policies import parse
 from mpc.errors import ConfigurationError
 from parties.client.drafting import Draft
@@ -27,6 +28,8 @@ class GenerationRequest:
     token a step. prefix: the name or id of a registered prefix that the prompt continues; "auto": the prompt is whole, and
     begins behind whichever public prefix it begins with; None: none. chunks: names or ids of registered texts between
     prefix and prompt (`parties.client.prefixes.ChunkChoice`), secret among their candidates unless they are public.
+    prompt_buckets: the prompt is padded to the least of these lengths that holds it, which is then all that parties and
+    dealer learn of its length; none: no padding.
 
     >>> request = GenerationRequest([3, 1, 4], SamplingParams(8), policy="h2o:budget=0.5")
     >>> request.plan().prompt_tokens, request.suite.name
@@ -41,15 +44,17 @@ class GenerationRequest:
     draft: Draft | None = None
     prefix: str | None = None
     chunks: ChunkChoice = field(default_factory=ChunkChoice)
+    prompt_buckets: Sequence[int] = ()
 
     def plan(self, behind: int = 0, chunks: ChunkPlan | None = None) -> GenerationPlan:
         """Return what is public about it, behind a prefix of so many tokens and chunks. Raises `ConfigurationError` for an
         empty prompt, an unknown policy, or a draft that cannot be verified."""
         if not len(self.prompt_ids):
             raise ConfigurationError("the prompt is empty; give at least one token")
-        params = self.params
+        check_buckets(self.prompt_buckets)
+        params, tokens = self.params, len(self.prompt_ids) + parse(self.policy).probes
         return GenerationPlan(
-            len(self.prompt_ids) + parse(self.policy).probes,
+            bucket(tokens, self.prompt_buckets) if self.prompt_buckets else tokens,
             params.max_tokens,
             params.decoding,
             self.policy,
@@ -57,4 +62,5 @@ class GenerationRequest:
             None if self.draft is None else self.draft.plan,
             behind,
             chunks,
+            padded=bool(self.prompt_buckets),
         )

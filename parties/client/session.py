@@ -15,6 +15,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.episodes import with_probes
 from models.generation import capped
+from models.padding import padded
 from models.policies import parse
 from mpc.errors import ConfigurationError, WireError
 from mpc.packing import unpack
@@ -110,6 +111,8 @@ class ClientSession(Conversation):
 
     # ---- shares out --------------------------------------------------------------------------------------------------
     def _prompt(self) -> Tensor:
+        if self.request.manifest.padded:
+            return padded(self.request.prompt_ids, self.request.manifest.prompt_tokens)
         prompt = with_probes(self.request.prompt_ids, parse(self.request.manifest.policy).probes)
         return torch.tensor([*self.request.places, *prompt])
 

@@ -143,7 +143,7 @@ class DealerSession(ServedSession):
             self.server.admission.wait(self.ticket, self.check)
             self._lease.claim(self.check)
             self.trace.stage("deal")
-            with torch.no_grad():
+            with torch.inference_mode():
                 self._deal(joined)
             self.server.admission.leave(self.ticket)  # the client may know of the end before the tapes are drained
             for party in joined.values():

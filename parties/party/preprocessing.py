@@ -72,7 +72,7 @@ class Preprocessing:
 
     def _main(self) -> None:
         try:
-            with torch.no_grad():
+            with torch.inference_mode():
                 suite = self._program.suite(PreprocessingTape(self._tape, self._store), None)
                 self._program.run(suite, self._weights, None, self)
             self._store.finish()

@@ -132,7 +132,7 @@ class PartySession(ServedSession):
     def _main(self) -> None:
         began = time.perf_counter()
         try:
-            with torch.no_grad():
+            with torch.inference_mode():
                 self._compute()
         except SessionFinished:
             pass

@@ -121,6 +121,7 @@ class Costs:
             str(manifest.prefix_tokens),
             str((manifest.chunk_tokens, manifest.chunk_again, manifest.chunk_slots)),
             str(manifest.text_tokens),
+            str(manifest.padded),
         )
         sizes = (str(manifest.prompt_tokens), str(manifest.new_tokens)) if lengths else ()
         return (*parts, str(len(manifest.parties)), *sizes)
@@ -144,6 +145,7 @@ class Costs:
                     manifest.prefix_tokens,
                     manifest.plan.chunks,
                     tuple(manifest.text_tokens),
+                    padded=manifest.padded,
                 )
                 self._predictors[key] = Predictor(architecture, setting)
                 while len(self._predictors) > KEPT:

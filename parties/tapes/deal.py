@@ -42,6 +42,7 @@ class Deal:
     sessions: int
     load_seconds: float
     session_seconds: list[float]
+    padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class DealSpec:
 
     A tape serves one session whose prompt has exactly its length, and whose temperature is the one that its noise was dealt
     for (decoding "sample"). policy: the cache policy's text. program: what the sessions compute. texts: of an encoder's
-    session, each of a length of `prompts`, padding included.
+    session, each of a length of `prompts`, padding included. padded: of decoders' sessions whose prompts are padded to a
+    length of `prompts`, and may be shorter (`models.padding`).
     """
 
     prompts: Sequence[int]
@@ -62,6 +64,7 @@ class DealSpec:
     policy: str = "full"
     program: Program = MODEL
     texts: int = 1
+    padded: bool = False
 
     @property
     def tapes(self) -> int:
@@ -82,8 +85,9 @@ class DealSpec:
         """Return the program of each prompt length. load: its id, which stands for the model's: which one that is is decided
         when the load is used. Raises `ConfigurationError`."""
         lengths = [
-            Lengths(prompt * self.texts, self.new_tokens, texts=(prompt,) * self.texts if self.texts > 1 else ())
+            Lengths(prompt * self.texts, self.new_tokens, texts=texts, padded=self.padded)
             for prompt in self.prompts
+            for texts in [(prompt,) * self.texts if self.texts > 1 else ()]
         ]
         plans = [make_plan(one, self.decoding, self.policy, self.temperature, None) for one in lengths]
         manifests = [Manifest.of(load, architecture, self.suite, plan, config.party_names) for plan in plans]
@@ -156,7 +160,7 @@ def deal(
     """
     config, spec = order.config, order.spec
     facts = LoadFacts(new_id(), int(time.time()), tuple(config.party_names))
-    with _folder(order, out) as folder, torch.no_grad():
+    with _folder(order, out) as folder, torch.inference_mode():
         programs = order.programs(facts.load)
         dealing = TapeDealing(check(config.certificates, config.name, config.role), facts, on_progress)
         began = time.perf_counter()
@@ -165,7 +169,8 @@ def deal(
         seconds = sessions(OpenDeal(order, facts, folder, dealing, programs, weights), on_progress)
         sizes = {name: _size(folder / name) for name in facts.parties}
     folders = {name: out / name for name in facts.parties}
-    return Deal(facts.load, folders, sizes, tuple(spec.prompts), spec.new_tokens, spec.sessions, load_seconds, seconds)
+    found = (facts.load, folders, sizes, tuple(spec.prompts), spec.new_tokens, spec.sessions, load_seconds, seconds)
+    return Deal(*found, padded=spec.padded)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def describe(program: ProgramFacts) -> str:
     """Return the lengths that a tape serves, in words."""
     if program.text_tokens:
         return f"{len(program.text_tokens)} texts of {min(program.text_tokens)} to {max(program.text_tokens)} tokens"
-    return f"a prompt of {program.prompt_tokens} and up to {program.new_tokens} new tokens"
+    return f"a {'padded ' * program.padded}prompt of {program.prompt_tokens} and up to {program.new_tokens} new tokens"
 
 
 def choice(program: ProgramFacts) -> str:
@@ -170,12 +170,14 @@ class TapeStore:
         lengths = f"--prompt {manifest.prompt_tokens} --tokens {manifest.new_tokens} --suite {manifest.suite}"
         lengths += "".join(f" --suite-option {name}={value}" for name, value in manifest.options.items())
         lengths += f" --policy '{manifest.policy}'" if manifest.policy != "full" else ""
+        lengths += " --padded" * manifest.padded
         lengths += f" --decoding {manifest.decoding}" if manifest.decoding != "greedy" else ""
         lengths += f" --temperature {manifest.temperature}" if manifest.temperature is not None else ""
         raise TapeError(
-            f"{self._name} has no tape for a prompt of {manifest.prompt_tokens} tokens and {manifest.new_tokens} new tokens "
-            f"({choice(manifest)}, suite {manifest.suite}): it has {', '.join(there) or 'none at all'}; ask for what there "
-            f"is, or run `mpcache deal {lengths}` and give every party its folder"
+            f"{self._name} has no tape for a {'padded ' * manifest.padded}prompt of {manifest.prompt_tokens} tokens and "
+            f"{manifest.new_tokens} new tokens ({choice(manifest)}, suite {manifest.suite}): it has "
+            f"{', '.join(there) or 'none at all'}; ask for what there is, or run `mpcache deal {lengths}` and give every "
+            "party its folder"
         )
 
     # ---- taking one ------------------------------------------------------------------------------------------------

@@ -78,7 +78,8 @@ class ProgramFacts(BaseModel):
     suite's own settings. temperature: of the dealt noise, with decoding "sample" and only there. draft: guesses of a drafted
     step, 0 without a draft. prefix_tokens: of the registered prefix that the prompt continues, 0 without one;
     chunk_tokens: of each chunk between them, chunk_again: how many of its first are computed again; chunk_slots: how many of
-    the chunks stand there, each chosen in secret, 0 where all do, in order. text_tokens: of each
+    the chunks stand there, each chosen in secret, 0 where all do, in order. padded: whether the first of `prompt_tokens` may
+    be padding, how many is secret. text_tokens: of each
     text of an encoder's session, padding included, none where it has but one; prompt_tokens: of all of them. parties: names
     in order of their index. tables: hash of the public tables that shares are multiplied by (`models.public_tables`).
     """
@@ -96,6 +97,7 @@ class ProgramFacts(BaseModel):
     chunk_again: Annotated[int, Field(ge=0, le=1 << 24)]
     chunk_slots: Annotated[int, Field(ge=0, le=MOST_CHUNKS)]
     prompt_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
+    padded: bool = False
     text_tokens: Annotated[list[Annotated[int, Field(ge=1, le=1 << 24)]], Field(max_length=MOST_TEXTS)] = []
     new_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     decoding: Leaving
@@ -123,7 +125,8 @@ class ProgramFacts(BaseModel):
     def plan(self) -> AnyPlan:
         """Return the plan. Raises `ConfigurationError` for one that cannot be."""
         draft = DraftPlan(self.draft) if self.draft else None
-        lengths = Lengths(self.prompt_tokens, self.new_tokens, self.prefix_tokens, self.chunk_plan, tuple(self.text_tokens))
+        texts = tuple(self.text_tokens)
+        lengths = Lengths(self.prompt_tokens, self.new_tokens, self.prefix_tokens, self.chunk_plan, texts, self.padded)
         return make_plan(lengths, self.decoding, self.policy, self.temperature, draft)
 
     @property
@@ -179,6 +182,7 @@ class Manifest(ProgramFacts):
             chunk_again=0 if chunks is None else chunks.again,
             chunk_slots=len(chunks.lengths) if chunks is not None and chunks.among else 0,
             prompt_tokens=plan.prompt_tokens,
+            padded=plan.padded,
             text_tokens=list(plan.texts) if isinstance(plan, EncodingPlan) and len(plan.texts) > 1 else [],
             new_tokens=plan.new_tokens,
             decoding=plan.decoding,

@@ -11,6 +11,7 @@ Leaks: nothing (docs/security.md, "Norms, crypten").
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -81,14 +82,26 @@ def sums_of_squares(s: CryptenSession, x: Tensor, cut: int) -> tuple[Tensor, Ten
     return exact_sum, coarse_sum
 
 
-def rsqrt_mean_square(s: CryptenSession, x: Tensor, fraction_bits: int, epsilon: float, bound: int) -> tuple[Tensor, int]:
+@dataclass(frozen=True)
+class Rows:
+    """Rows that are normalised: a share [..., D], its fraction bits, log2 of what their norms stay below, and the kind of
+    range flag that is set beyond."""
+
+    share: Tensor
+    fraction_bits: int
+    bound: int
+    flag: str = "residual"
+
+
+def rsqrt_mean_square(s: CryptenSession, rows: Rows, epsilon: float) -> tuple[Tensor, int]:
     """Return 1 / sqrt(mean(x^2) + epsilon) over the last axis, [..., D] -> [..., 1], and its number of fraction bits.
 
     Right for every row whose norm is below 2^bound, or 2^(30 - fraction_bits) if that is more; what lies below 2^-2f for
     f = `fraction_bits` does not count. Relative error below 5e-5. A norm of 2^bound or more, 2^(bound + 1/40)
-    at the latest, sets the range flag "residual", for certain up to 2^26; beyond, the sum wraps.
+    at the latest, sets the range flag, for certain up to 2^26; beyond, the sum wraps.
     25 rounds; 8 bytes per element and about 700 per row.
     """
+    x, fraction_bits, bound = rows.share, rows.fraction_bits, rows.bound
     width, crossing = x.shape[-1], TOP - fraction_bits
     offset = max(1, round(epsilon * width * 4.0**fraction_bits))
     if not 0 < epsilon * width < 4.0**crossing:
@@ -106,7 +119,7 @@ def rsqrt_mean_square(s: CryptenSession, x: Tensor, fraction_bits: int, epsilon:
         ],
     )
     if s.ranges is not None:
-        s.ranges.note("residual", coarse_below[-2] ^ coarse_below[-1])
+        s.ranges.note(rows.flag, coarse_below[-2] ^ coarse_below[-1])
     # a row with a norm in [2^k, 2^(k+1)) is multiplied by 4^(29-k), its inverse root by 2^(top-1-k)
     fine_places, coarse_places = range(least, crossing), range(crossing, top)
     up = [4 ** (crossing - 1 - k) for k in fine_places]
@@ -139,10 +152,9 @@ def _under(condition: Tensor, below: Tensor, factors: list[int]) -> Tensor:
     return total
 
 
-def rsqrt_moment(s: CryptenSession, x: Tensor, fraction_bits: int, norm: Norm, bound: int) -> tuple[Tensor, Tensor, int]:
-    """Return (x, 1 / sqrt(moment + epsilon), its fraction bits); for "layer" x is returned centred. bound: log2 of rows'
-    norms."""
+def rsqrt_moment(s: CryptenSession, rows: Rows, norm: Norm) -> tuple[Tensor, Tensor, int]:
+    """Return (x, 1 / sqrt(moment + epsilon), its fraction bits); for "layer" x is returned centred."""
     if norm.kind == "layer":
-        x = centre(s, x, fraction_bits, bound)
-    inverse, bits = rsqrt_mean_square(s, x, fraction_bits, norm.epsilon, bound)
-    return x, inverse, bits
+        rows = replace(rows, share=centre(s, rows.share, rows.fraction_bits, rows.bound))
+    inverse, bits = rsqrt_mean_square(s, rows, norm.epsilon)
+    return rows.share, inverse, bits

@@ -23,6 +23,7 @@ or a text by layer (`protocols.bounds`). Rings have 64 bits here, so only `resid
 | what | right | flagged as (`Suite.flags`) |
 | --- | --- | --- |
 | norm of a residual row | below 2^residual, or 2^14 if that is more | residual: from 2^residual on, certain to 2^26 |
+| norm of a row of D outputs before a gain | below 2^(activation + 1) sqrt(D) | activation: from there on, certain to 2^26 |
 | distance from the largest score | to 2^17, scores to 2^22 | score: from 2^16, certain to 2^23, never below 9 200 |
 | cached keys (64 channels) | while scores stay below 2^30 | value: from 2^15, certain to 2^22, never below 4 600 |
 | activation's input, gated factor | to 2^18, product to 2^30 | activation: from 2^15, certain to 2^22, never below 4 600 |
@@ -91,11 +92,22 @@ class CryptenSuite(CryptenLinear):
                 return self._own.rsqrt_moment(own_value(x), norm)
             return self._moment(own_value(x), norm)[1]
 
-    def _moment(self, x: CryptenValue, kind: Norm) -> tuple[CryptenValue, CryptenValue]:
+    async def output_moment(self, x: Value, norm: Norm) -> Value:
+        """As `rsqrt_moment`, for rows of elements within the bound `activation`."""
+        if self._own is not None:
+            return await super().output_moment(x, norm)
+        with operation("norm"):
+            return self._moment(own_value(x), norm, "activation")[1]
+
+    def _moment(self, x: CryptenValue, kind: Norm, flag: str = "residual") -> tuple[CryptenValue, CryptenValue]:
+        """Return rows, centred if `kind` says so, and 1 / their deviation. flag: what bounds rows, and is set beyond."""
         if not self.fraction_bits <= x.fraction_bits <= max(WEIGHT_BITS, self.fraction_bits):
             x = self._standard(x)
-        bound = self.bounds["residual"].at(self.place)
-        centred, inverse, bits = normalisation.rsqrt_moment(self.session, x.share, x.fraction_bits, kind, bound)
+        bound = self.bounds[flag].at(self.place)
+        if flag == "activation":  # each element is below it, and a margin
+            bound += 1 + math.ceil(math.log2(x.shape[-1]) / 2)
+        rows = normalisation.Rows(x.share, x.fraction_bits, bound, flag)
+        centred, inverse, bits = normalisation.rsqrt_moment(self.session, rows, kind)
         return x.like(centred), self._value(inverse, bits)
 
     async def norm_linear(self, x: Value, norm: Norm | None, layers: Sequence[Linear], whole: bool = False) -> list[Value]:

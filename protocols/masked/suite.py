@@ -225,9 +225,9 @@ class MaskedSuite(Suite):
     ) -> Attended:
         return await attention.observed(self.convert, (q, k, v), mask, observed)
 
-    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
+    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None = None) -> Value:
         joined = attention.Bias(bias, self.convert.tensor(bias).reach)
-        return (await attention.attention(self.convert, [Part(q, k, v)], bias=joined))[0]
+        return (await attention.attention(self.convert, [Part(q, k, v)], mask, joined))[0]
 
     async def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> Value:
         return (await attention.attention(self.convert, [Part(q, k, v)], mask, attention.Bias(bias)))[0]

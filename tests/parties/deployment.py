@@ -69,6 +69,7 @@ class AskingClient(Client):
         policy: str = "full",
         stop_ids: Sequence[int] | None = None,
         draft: Draft | None = None,
+        prompt_buckets: Sequence[int] = (),
         on_token: Callable[[int], bool | None] = lambda token: None,
         on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
         cancellation: Cancellation | None = None,
@@ -78,7 +79,8 @@ class AskingClient(Client):
         `SamplingParams`."""
         ends = {} if stop_ids is None else {"ignore_eos": True, "stop_token_ids": tuple(stop_ids)}
         spec = SuiteSpec(suite, fraction_bits, options)
-        request = GenerationRequest(prompt_ids, SamplingParams(max_tokens, **ends, **params), spec, policy, model, draft)
+        sampling = SamplingParams(max_tokens, **ends, **params)
+        request = GenerationRequest(prompt_ids, sampling, spec, policy, model, draft, prompt_buckets=prompt_buckets)
         return self.generate(request, on_token=on_token, on_progress=on_progress, cancellation=cancellation)
 
 

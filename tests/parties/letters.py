@@ -21,10 +21,11 @@ TEMPLATE = (
 def write_letters(folder: Path, checkpoint: Path, chat: bool = True, special: str = "") -> Path:
     """A tokenizer's folder: tokenizer.json, the checkpoint's config.json and (chat) a template.
 
-    special: a letter that is a special token and ends the assistant's turns.
+    special: a letter that is a special token and ends the assistant's turns; a longer text takes the place of "g".
     """
     folder.mkdir(parents=True, exist_ok=True)
-    made = Tokenizer(models.WordLevel({c: i for i, c in enumerate(LETTERS)}, unk_token="·"))
+    words = [special if len(special) > 1 and c == "g" else c for c in LETTERS]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="·"))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     made.decoder = decoders.Fuse()
     if special:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.tools import estimate_seconds
+from tests.tools.estimate_seconds import Row
 
 PARTIES, NEW_TOKENS = 2, 3
 LIMIT = 0.15
@@ -188,25 +189,6 @@ def _session(deployment: Any, client: Any, asked: tuple[Any, ...], stage: Any) -
 
 
 # ---- predicted, and both together ----------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Row:
-    """Bytes of a role in a stage, or its peak over all stages of a deployment with this session."""
-
-    model: str
-    suite: str
-    policy: str
-    prompt: int
-    role: str
-    stage: str
-    measured: int
-    predicted: int
-
-    @property
-    def off(self) -> float:
-        """Return the relative error of the prediction."""
-        return self.predicted / self.measured - 1
-
-
 def compare(folder: Path, case: Case, found: dict[str, Any]) -> list[Row]:
     """Return every role and stage that was measured, and the peaks, beside what is predicted."""
     from launch.cli.options import options_for
@@ -277,7 +259,7 @@ def _chosen(given: argparse.Namespace) -> Iterator[Case]:
 
 def _seconds(given: argparse.Namespace) -> int:
     """Measure and compare seconds; return the exit code."""
-    rows: list[estimate_seconds.Row] = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="mpcache-estimate-") as work:
         for case in _chosen(given):
             folder, found = _run(case, Path(work), given.repeat)

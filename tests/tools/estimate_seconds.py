@@ -103,14 +103,15 @@ def of_stages(taken: dict[Any, list[dict[str, float]]]) -> dict[str, dict[str, f
 # ---- predicted, and both together ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Row:
-    """Seconds of a prompt or of a token. what: "wall", or the role whose processor seconds they are."""
+    """What was measured of a stage, and what was predicted: seconds of a prompt or of a token, of a role's processor or of
+    the "wall"; or bytes of a role in a stage, or its "peak" over all stages of a deployment with this session."""
 
     model: str
     suite: str
     policy: str
     prompt: int
+    role: str
     stage: str
-    what: str
     measured: float
     predicted: float
 
@@ -140,8 +141,8 @@ def compare(folder: Path, model: str, suite: str, found: dict[str, Any]) -> list
         for stage, seen in of_stages(session["taken"]).items():
             taken = machines.seconds(costs.first, sessions=1) if stage == "prompt" else machines.seconds(token)
             predicted = {"wall": taken.total, "party": taken.party, "dealer": taken.dealer}
-            about = model, suite, session["policy"], session["prompt"], stage
-            rows += [Row(*about, what, max(seen[what], 1e-6), seconds) for what, seconds in predicted.items()]
+            about = model, suite, session["policy"], session["prompt"]
+            rows += [Row(*about, role, stage, max(seen[role], 1e-6), seconds) for role, seconds in predicted.items()]
     return rows
 
 
@@ -163,9 +164,9 @@ def report(rows: Sequence[Row], by_processor: bool) -> int:
     print("\n".join(table(rows)), flush=True)
     if disturbed := disturbance():
         print(f"This machine is not quiet ({disturbed}): wall-clock seconds say little (--processor: compare the others).")
-    counted = [row for row in rows if (row.what != "wall") == by_processor]
+    counted = [row for row in rows if (row.role != "wall") == by_processor]
     wrong = [row for row in counted if abs(row.off) > LIMIT]
     for row in wrong:
-        print(f"{row.model} {row.suite} {row.policy} {row.prompt}: {row.stage}, {row.what}: {row.off:+.0%}")
+        print(f"{row.model} {row.suite} {row.policy} {row.prompt}: {row.stage}, {row.role}: {row.off:+.0%}")
     print(f"{len(counted) - len(wrong)} of {len(counted)} within {LIMIT:.0%}")
     return int(bool(wrong))

@@ -9,6 +9,7 @@ what a layer costs beside GPT-2's (a minute). --check: print what differs, figur
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from dataclasses import astuple
@@ -30,6 +31,7 @@ from models.families.t5 import T5
 from models.known_checkpoints import KNOWN, KNOWN_ENCODERS
 from models.outputs import OUTPUTS
 from models.shapes import find_description, with_layers
+from protocols.ranges import MARGIN, least_bound
 from tests.tools.family_sweep import Cell, kind_of, recorded
 
 RECORD = Path(__file__).with_name("family_sweep.jsonl")
@@ -44,20 +46,17 @@ BESIDE = (
 )
 GPT2 = {"model_type": "gpt2", "vocab_size": 50257}
 MEASURED = {
-    "gpt2": "Measured on the shipped recall model: what is chosen is in `models/recall/gpt2/mpcache.json`. GPT-2's own "
-    "residual stream is cited at 3 000 (Sun et al., arXiv 2402.17762).",
+    "gpt2": "Measured on the shipped recall model: what is chosen is in `models/recall/gpt2/mpcache.json`.",
     "llama": "Measured on SmolLM2-135M-Instruct: residual stream 27 347, queries 2.5, keys 20.9, values 11.9, gate 52, up "
-    "78, logits 41.7 ([ranges.md](../ranges.md)). LLaMA-2-7B is cited at 2 600 in the residual stream (Sun et al., arXiv "
-    "2402.17762).",
+    "78, logits 41.7 ([ranges.md](../ranges.md)).",
     "bert": "Measured on all-MiniLM-L6-v2, padding included: residual stream 221, spread of scores 194 in layer 0 and at "
     "most 43 in the others, values 2.8, activations 24.4 (`mpcache calibrate`).",
     "qwen2": "Measured on Qwen2.5-Coder-0.5B-Instruct: residual stream 1 422, keys 217 (27 once balanced), values 13.6, "
     "spread of scores 106, logits 24.8 ([ranges.md](../ranges.md)).",
 }
-UNMEASURED = (
-    "Not measured: no weights of this family were at hand. `mpcache calibrate` measures a checkpoint's own before it is "
-    "shared."
-)
+CITED = json.loads((Path(__file__).parent / "cited_streams.json").read_text(encoding="utf-8"))
+"""Largest entries of residual streams that others have measured, by family."""
+CALIBRATED = "`mpcache calibrate` measures a checkpoint's own before it is shared."
 FIELDS = ("norms", "query_key_norm", "parallel", "score_cap", "logit_cap", "activation", "gated", "qkv_bias", "mlp_bias")
 
 
@@ -139,7 +138,25 @@ def encoder_page(kind: str) -> str:
 
 
 def _bounds(kind: str) -> list[str]:
-    return ["## Bounds", "", MEASURED.get(kind, UNMEASURED), ""]
+    said = [MEASURED[kind]] if kind in MEASURED else []
+    if kind in CITED["largest"]:
+        said.append(_cited(kind))
+    if not said:
+        said.append("Not measured: no weights of this family were at hand, and no published measurement was found.")
+    return ["## Bounds", "", " ".join([*said, CALIBRATED]), ""]
+
+
+def _cited(kind: str) -> str:
+    """Return what others have measured, with the bound that each needs: a row's norm is little more than an entry that
+    stands out, and bounds have a margin of one bit."""
+    largest, smaller = CITED["largest"][kind], CITED["held_smaller"].get(kind, 1)
+    shown = [
+        f"{model} {value:,} (`residual={least_bound('residual', MARGIN * value / smaller)}`)".replace(",", " ")
+        for model, value, _ in largest
+    ]
+    sources = dict.fromkeys(CITED["sources"][source] for _, _, source in largest)
+    held = f", which is held {smaller} times smaller here" if smaller != 1 else ""
+    return f"Largest entry of the residual stream{held}, as published: {', '.join(shown)}. Source: {'; '.join(sources)}."
 
 
 def _options(kind: str, family: type[CheckpointFamily], name: str) -> list[str]:

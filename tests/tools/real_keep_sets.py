@@ -2,6 +2,7 @@
 
     python -m tests.tools.real_keep_sets --model DIR [--layers 6] [--suite-option residual=15]
 
+Bounds are those of the `mpcache.json` beside the checkpoint.
 Every ranking is compared, head by head: what eviction keeps, which clusters each token attends to. Exit code 1 when tokens
 differ, or a kept set whose exchanged scores lie further apart than --gap (a share of the ranked scores' spread), which is
 more than rounding explains.
@@ -17,7 +18,7 @@ from typing import cast
 
 import numpy as np
 
-from launch.cli.options import suite_options
+from launch.cli.options import options_for
 from launch.local.in_process import InProcessSuite
 from launch.measure.generation import generate_on_shares
 from launch.measure.quality.long_prompts import Frame
@@ -66,7 +67,7 @@ def main() -> int:
     model = PlainModel(checkpoint)
     plain = model.generate(ids, plan, suite=cast(Suite, noting(model.suite, decisions)))
     started = time.perf_counter()
-    spec = SuiteSpec(wanted.suite, options=suite_options(wanted.suite_option))
+    spec = SuiteSpec(wanted.suite, options=options_for(wanted.model, wanted.suite, wanted.suite_option))
     roles = InProcessSuite(spec, wanted.parties)
     run = generate_on_shares(checkpoint, ids, plan, roles, {"decisions"})
     secure, found = run.checked(), agreement(decisions, run.decisions)

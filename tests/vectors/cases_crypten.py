@@ -128,7 +128,7 @@ def _comparison() -> dict[str, list[Case]]:
 
 def _functions() -> dict[str, list[Case]]:
     def moment(s: CryptenSession, x: Tensor, kind: Any, epsilon: float, bound: int) -> Sequence[Output]:
-        _, inverse, bits = normalisation.rsqrt_moment(s, x, 16, Norm(kind, epsilon), bound)
+        _, inverse, bits = normalisation.rsqrt_moment(s, normalisation.Rows(x, 16, bound), Norm(kind, epsilon))
         return one(inverse, bits)
 
     def inverted(s: CryptenSession, x: Tensor, low: int, high: int, wanted: int) -> Sequence[Output]:

@@ -22,11 +22,13 @@ from launch.cli.options import (
     FixedLengthOption,
     ModelOption,
     PolicyOption,
+    PromptBucketsOption,
     SuiteOption,
     SuiteOptionsOption,
     TemperatureOption,
     TrustAuthorityOption,
     chosen_decoding,
+    prompt_buckets,
     suite_options,
 )
 from launch.local.checks import check_device, check_suite
@@ -48,6 +50,7 @@ def run(
     max_new_tokens: MaxNewTokensOption = 128,
     temperature: TemperatureOption = None,
     fixed_length: FixedLengthOption = False,
+    buckets: PromptBucketsOption = None,
     suite_option: SuiteOptionsOption = None,
     device: StartedDeviceOption = None,
     config: ClientConfigOption = None,
@@ -71,7 +74,8 @@ def run(
     parse(policy)
     decoding = chosen_decoding(None, temperature)
     params = SamplingParams(max_new_tokens, decoding, temperature, fixed_length=fixed_length)
-    request = GenerationRequest((), params, SuiteSpec(suite, options=suite_options(suite_option)), policy)
+    spec, lengths = SuiteSpec(suite, options=suite_options(suite_option)), prompt_buckets(buckets)
+    request = GenerationRequest((), params, spec, policy, prompt_buckets=lengths)
     settings = None if config is None else load_role(config, "client", insecure_trust_authority)
     place = Place(model, Started(parties or 2, check_device(device or "cpu")), settings, name)
     with partner(place, request, messages(system, SHORTEST), True) as found:

@@ -53,12 +53,17 @@ def run(
     texts: Annotated[
         int, typer.Option("--texts", min=1, help="Texts of an encoder's session, each of --prompt tokens with its padding.")
     ] = 1,
+    padded: Annotated[
+        bool,
+        typer.Option("--padded", help="For clients that pad prompts to these lengths (--prompt-buckets), shorter ones too."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Deal tapes for later sessions to disk, one folder per party; the dealer need not run in those sessions.
 
     A tape serves one session, once: of this architecture, suite, policy, decoding and temperature, with a prompt of exactly
-    --prompt tokens and at most --tokens new ones, within the bounds of the `mpcache.json` in --model (copy the owner's
+    --prompt tokens (with --padded, one that is padded to them) and at most --tokens new ones, within the bounds of the
+    `mpcache.json` in --model (copy the owner's
     there) and of --suite-option. What a session does not use of its tape is destroyed. Each folder holds secrets of its
     party: bring it there over an encrypted connection, name it in the party's configuration as `tapes`, keep no copy.
     """
@@ -73,9 +78,10 @@ def run(
     chosen, agreed = agreed_choice(decoding, temperature, architecture)
     bounds = {} if record is None else record.suites.get(suite, {})
     spec = SuiteSpec(suite, options=suite_options(suite_option)).over(bounds)
+    deals = DealSpec(prompt, tokens, sessions, spec, chosen, agreed, policy, texts=texts, padded=padded)
     with err.status("dealing") as status:
         dealt = deal(
-            DealOrder(settings, architecture, DealSpec(prompt, tokens, sessions, spec, chosen, agreed, policy, texts=texts)),
+            DealOrder(settings, architecture, deals),
             directory,
             lambda stage, done, total: status.update(f"dealing: {stage} {done} of {total}"),
         )
@@ -91,6 +97,7 @@ def deal_json(dealt: Deal) -> dict[str, Any]:
         "load": dealt.load,
         "prompts": list(dealt.prompts),
         "new_tokens": dealt.new_tokens,
+        "padded": dealt.padded,
         "sessions": dealt.sessions,
         "parties": {name: {"folder": str(path), "bytes": dealt.sizes[name]} for name, path in dealt.folders.items()},
         "load_seconds": dealt.load_seconds,
@@ -102,7 +109,7 @@ def show_deal(dealt: Deal) -> None:
     """Print what was dealt, and what comes next."""
     lengths = ", ".join(str(length) for length in dealt.prompts)
     count = len(dealt.session_seconds)
-    each = fmean(dealt.session_seconds)
+    each, kind = fmean(dealt.session_seconds), "padded to" if dealt.padded else "of exactly"
     table = Table(box=None, header_style="bold")
     for column in ("party", "folder", "size"):
         table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
@@ -110,7 +117,7 @@ def show_deal(dealt: Deal) -> None:
         table.add_row(name, str(folder), byte_count(dealt.sizes[name]))
     out.print(table)
     out.print(
-        f"deal {dealt.load}: {count} session{'s' * (count != 1)}, prompt of exactly {lengths} tokens, up to "
+        f"deal {dealt.load}: {count} session{'s' * (count != 1)}, prompt {kind} {lengths} tokens, up to "
         f"{dealt.new_tokens} new ones; weights {dealt.load_seconds:.1f} s, then {each:.1f} s a session",
         soft_wrap=True,
     )

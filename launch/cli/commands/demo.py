@@ -60,7 +60,10 @@ def run(
     With --real, SmolLM2-135M-Instruct (from the cache, or fetched as `mpcache fetch smollm2` does) goes on with a sentence.
     With --web, the roles wait behind a local page, whose address is printed; it needs no network. Ctrl-C ends all of it.
     """
+    from models.policies import parse
+
     check_suite(suite)
+    parse(policy)
     _check_combination(real, {"--family": family, "--tokens": tokens, "--seed": seed}, {"--max-new-tokens": max_new_tokens})
     if web:
         if network is not None:

@@ -79,6 +79,7 @@ RateOption = Annotated[
 AllLayersOption = Annotated[
     bool, typer.Option("--all-layers", help="Trace every layer, head and token: the same counts, slowly.")
 ]
+PaddedOption = Annotated[bool, typer.Option("--padded", help="--prompt is a bucket that a shorter prompt is padded to.")]
 SessionsOption = Annotated[
     int,
     typer.Option("--sessions", min=1, help="Sessions of these lengths that run in step: rounds shared, bytes, seconds."),
@@ -108,6 +109,7 @@ def run(
     critical_path: CriticalPathOption = False,
     sessions: SessionsOption = 1,
     texts: TextsOption = 1,
+    padded: PaddedOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Predict rounds, bytes, work, memory and seconds of each stage.
@@ -132,7 +134,7 @@ def run(
     options = options_for(model, suite, suite_option) if layers is None else suite_options(suite_option)
     most = None if all_layers else TRACE_SECONDS
     drafting = _drafting(draft, kept)
-    setting = Setting(suite, parties, policy, options, *choice, drafting, prefix, None, _texts(texts, prompt), most)
+    setting = Setting(suite, parties, policy, options, *choice, drafting, prefix, None, _texts(texts, prompt), most, padded)
     check_traced(prefix + prompt)
     with err.status(f"{model}: tracing"):
         found = estimate(architecture, setting, prompt * texts, new, exhaustive=all_layers, kept=kept)

@@ -19,6 +19,7 @@ from launch.cli.options import (
     ModelOption,
     PolicyOption,
     PrefixOption,
+    PromptBucketsOption,
     RepairOption,
     RetrievalOption,
     SuiteOption,
@@ -29,6 +30,7 @@ from launch.cli.options import (
     TrustAuthorityOption,
     chosen_decoding,
     chosen_draft,
+    prompt_buckets,
     read_prompt,
     suite_options,
 )
@@ -84,6 +86,7 @@ def run(
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     fixed_length: FixedLengthOption = False,
+    buckets: PromptBucketsOption = None,
     draft: DraftOption = "off",
     prefix: PrefixOption = None,
     chunks: ChunksOption = None,
@@ -119,7 +122,8 @@ def run(
     params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
     spec = SuiteSpec(suite, options=suite_options(suite_option))
     between = chunk_choice(chunks, repair, retrieval, candidates)
-    request = GenerationRequest((), params, spec, policy, None, chosen_draft(draft), prefix, between)
+    lengths = prompt_buckets(buckets)
+    request = GenerationRequest((), params, spec, policy, None, chosen_draft(draft), prefix, between, lengths)
     check_draft(request)
     asked = messages(system, text) if chat or system is not None else text
     settings = None if config is None else load_role(config, "client", insecure_trust_authority)

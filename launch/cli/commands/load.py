@@ -54,10 +54,12 @@ def run(
     """
     from launch.measure.load import Asked, Load, run_load
     from launch.serve.roles import load_role
+    from models.policies import parse
     from parties.client.client import Client
     from protocols.registry import SuiteSpec
 
     check_suite(suite)
+    parse(policy)
     load = Load(sessions, arrivals, prompt, new, seed)
     client = Client(load_role(config, "client", insecure_trust_authority))
     with err.status("asking the parties") as status:

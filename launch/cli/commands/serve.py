@@ -14,11 +14,13 @@ from launch.cli.options import (
     ConfigOption,
     DraftOption,
     PolicyOption,
+    PromptBucketsOption,
     SuiteOption,
     SuiteOptionsOption,
     SupervisedOption,
     TrustAuthorityOption,
     chosen_draft,
+    prompt_buckets,
     suite_options,
     tokenizer_option,
 )
@@ -112,6 +114,7 @@ def run(
     listen: ListenOption = "127.0.0.1:8000",
     suite: SuiteOption = DEFAULT_SUITE,
     policy: PolicyOption = "full",
+    buckets: PromptBucketsOption = None,
     draft: DraftOption = "off",
     prefix: DefaultPrefixOption = None,
     suite_option: SuiteOptionsOption = None,
@@ -146,11 +149,14 @@ def run(
     from parties.client.client import Client
     from protocols.registry import SuiteSpec
 
-    drafting = _checked_draft(draft, policy)
+    drafting, lengths = _checked_draft(draft, policy), prompt_buckets(buckets)
+    if lengths:
+        _check_padded(lengths, policy, drafting, prefix)
     client = Client(load_role(config, "client", insecure_trust_authority), keep_connections=True)
     settings = GatewaySettings(
         suite=SuiteSpec(suite, options=suite_options(suite_option)),
         policy=policy,
+        prompt_buckets=lengths,
         draft=drafting,
         prefix=prefix,
         keys=keys if keys or insecure_no_key else _own_keys(config.parent),
@@ -176,6 +182,16 @@ def _checked_draft(draft: str, policy: str) -> Draft | None:
     if drafting is not None:
         check_verifiable("greedy", known, drafting.plan)
     return drafting
+
+
+def _check_padded(lengths: tuple[int, ...], policy: str, draft: Draft | None, prefix: str | None) -> None:
+    """Raise `ConfigurationError` for what padded prompts do not go with."""
+    from models.generation import GenerationPlan
+
+    if prefix is not None:
+        raise ConfigurationError("--prefix does not go with --prompt-buckets: padding would stand between prefix and prompt")
+    plan = None if draft is None else draft.plan
+    GenerationPlan(min(lengths), 1, policy=policy, draft=plan, padded=True)
 
 
 @dataclass(frozen=True)
@@ -237,17 +253,25 @@ def _catalogue(client: Client, tokenizer: Path, models: list[str]) -> Catalogue:
     return Catalogue(client, default, _wanted(models, default))
 
 
-def _look_at_memory(client: Client, reference: ModelReference, settings: GatewaySettings) -> None:
-    """Warn where all parties run on this machine and have no room for a usual prompt."""
-    from launch.predict.room import warn_of_running
+def _check_memory(client: Client, reference: ModelReference, settings: GatewaySettings) -> None:
+    """Raise `EnvironmentProblem` where all parties run on this machine and have no room for a prompt of the largest bucket,
+    or a usual one, and its answer."""
+    from launch.predict.room import USUAL_PROMPT, check_running
+    from launch.serve.gateway.requests import fitting_policy
     from models.architecture import Architecture
     from models.costs.tracing import Setting
 
-    spec = settings.suite.over((reference.ranges or {}).get(settings.suite.name, {}))
+    a, spec = reference.description, reference.over_bounds(settings.suite)
     addresses = [peer.address for peer in client.config.parties]
-    if isinstance(reference.description, Architecture):
-        setting = Setting(spec.name, len(addresses), settings.policy, spec.options)
-        warn_of_running(reference.description, setting, addresses)
+    if not isinstance(a, Architecture):
+        setting = Setting(spec.name, len(addresses), options=spec.options, decoding=a.usual_output)
+        check_running(a, setting, addresses, (min(USUAL_PROMPT, a.positions), 1))
+        return
+    most = max(settings.prompt_buckets, default=USUAL_PROMPT)
+    prompt = min(most, a.positions)
+    policy = fitting_policy(settings.policy, a, prompt)
+    setting = Setting(spec.name, len(addresses), policy, spec.options, padded=bool(settings.prompt_buckets))
+    check_running(a, setting, addresses, (prompt, min(settings.default_max_tokens, max(1, a.room(prompt)))))
 
 
 def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door: Door, supervised: bool) -> None:
@@ -268,7 +292,7 @@ def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door
             if settings.draft is not None and isinstance(served.reference.description, Architecture):
                 settings.draft.check(served.reference.architecture, served.words.tokenizer)
             warn_if_never_calibrated(served.reference)
-            _look_at_memory(client, served.reference, settings)
+            _check_memory(client, served.reference, settings)
         logs.configure(door.log_format, "info", "gateway")
         names = ", ".join(sorted(served.name for served in catalogue.all()))
         if supervised:

@@ -69,10 +69,11 @@ class ProbingSuite(PlainSuite):
             self._note(q, k, mask)
         return await super().observed_attention(q, k, v, mask, observed)
 
-    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
-        """Note the keys whose scores are not lowered by `PENALTY`."""
-        self._note(q, k, tensor_of(bias) > -PENALTY / 2)
-        return await super().biased_attention(q, k, v, bias)
+    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None = None) -> Value:
+        """Note the keys whose scores are not lowered by `PENALTY`, of those that the public mask leaves."""
+        seen = tensor_of(bias) > -PENALTY / 2
+        self._note(q, k, seen if mask is None else seen & mask)
+        return await super().biased_attention(q, k, v, bias, mask)
 
 
 class ProbedCache(KVCache):

@@ -115,7 +115,8 @@ class Catalogue:
         missing = [name for name in self._wanted if name not in known]
         if missing or not self._served:
             what = f"no model '{missing[0]}'" if missing else f"no model that fits {self._default.folder}"
-            raise ConfigurationError(f"the parties hold {what}; `mpcache client` lists what they hold")
+            said = [f"the parties hold {what}; `mpcache client` lists what they hold", *self._client.disputes]
+            raise ConfigurationError("; ".join(said))
 
     def all(self) -> list[Served]:
         """Return the models as last seen."""

@@ -16,6 +16,7 @@ from launch.serve.gateway.prefixes import behind
 from launch.serve.gateway.responses import ResponsesParameters
 from launch.serve.gateway.settings import GatewaySettings
 from models.architecture import Architecture
+from models.padding import bucket
 from models.policies import parse
 from models.tokenizer.chat_template import TurnEnd
 from mpc.errors import ConfigurationError
@@ -68,7 +69,8 @@ def chat(parameters: ChatParameters | ResponsesParameters, served: Served, setti
 def _requests(parameters: Parameters, served: Served, settings: GatewaySettings, prompt: _Prompt) -> list[TextRequest]:
     """Return `n` requests of one prompt; of a seed each has the next one."""
     prefix, ids, before = behind(served.reference, parameters.prefix or settings.prefix, prompt.ids)
-    most = _most_tokens(parameters, served, prompt, before)
+    length = bucket(len(prompt.ids), settings.prompt_buckets) if settings.prompt_buckets else len(prompt.ids)
+    most = _most_tokens(parameters, served, prompt, before + length)
     _check_logits(parameters, settings)
     format = parameters.format
     matcher = None if format is None else served.words.formats.matcher(format)
@@ -84,7 +86,8 @@ def _requests(parameters: Parameters, served: Served, settings: GatewaySettings,
             seed = None if params.seed is None else params.seed + number
             params = replace(params, adjust=adjust if held is None else held, seed=seed)
         draft = settings.draft if params.decoding == "greedy" else None
-        request = GenerationRequest(ids, params, settings.suite, policy, served.reference, draft, prefix)
+        made = (ids, params, settings.suite, policy, served.reference, draft, prefix)
+        request = GenerationRequest(*made, prompt_buckets=settings.prompt_buckets)
         request.plan(before + len(prompt.ids) - len(ids)).check(served.reference.architecture)
         found.append(TextRequest(served, request, prompt.context, prompt.echo, parameters.most_likely, number > 0, held))
     return found
@@ -103,9 +106,9 @@ def fitting_policy(policy: str, architecture: Architecture, prompt_tokens: int) 
     return policy
 
 
-def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt, before: int) -> int:
-    """Return the most tokens to generate. before: tokens in front of the prompt. Raises `ApiError` for a prompt that the
-    model cannot take, or one too long."""
+def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt, given: int) -> int:
+    """Return the most tokens to generate. given: tokens of the prompt, with padding and what is in front of
+    it. Raises `ApiError` for a prompt that the model cannot take, or one too long."""
     architecture = served.reference.architecture
     ids, param = prompt.ids, prompt.param
     if not ids:
@@ -114,7 +117,6 @@ def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt, before
         raise invalid(
             f"a token of the prompt lies outside the vocabulary of {architecture.vocabulary}", param, "invalid_value"
         )
-    given = before + len(ids)
     room = architecture.room(given)
     asked = parameters.most_tokens
     if room < 1 or (asked is not None and asked > room):

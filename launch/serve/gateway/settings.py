@@ -24,7 +24,8 @@ class GatewaySettings:
     by, besides addresses. default_temperature, default_max_tokens (chat): where a request says nothing. allow_logits: the
     client may learn logits, which top_p and top_k need. fixed_length: parties generate as many tokens as a request allows,
     so that they do not learn the answer's length. draft: of requests that take the likeliest tokens; a sample cannot be
-    verified and goes without. prefix: the registered prefix of requests that name none (`prefixes.behind`). max_queue:
+    verified and goes without. prompt_buckets: prompts are padded to the least of these lengths that holds
+    them. prefix: the registered prefix of requests that name none (`prefixes.behind`). max_queue:
     requests that wait for their turn. drop_unsupported: parameters that cannot be met are left out, and a header of the
     answer names them; otherwise they are refused. party_seconds: that a request waits for a party or dealer that cannot be
     reached."""
@@ -34,6 +35,7 @@ class GatewaySettings:
     allow_logits: bool = False
     fixed_length: bool = False
     draft: Draft | None = None
+    prompt_buckets: tuple[int, ...] = ()
     prefix: str | None = None
     default_temperature: float = 0.0
     default_max_tokens: int = 256

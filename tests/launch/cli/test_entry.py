@@ -44,12 +44,12 @@ def test_an_interrupt_while_modules_are_read(where: str) -> None:
     assert run(INTERRUPTED.replace("WHERE", repr(where)) + RUN, "--version") == (130, "")
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",)])
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("doctor", "--help")])
 def test_a_reader_that_left(arguments: tuple[str, ...]) -> None:
+    """As of a program that SIGPIPE ends, whether a console or a plain write meets the closed pipe."""
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        _, said = run(RUN, *arguments, stdout=writer)
+        assert run(RUN, *arguments, stdout=writer) == (141, "")
     finally:
         os.close(writer)
-    assert said == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +58,40 @@ def test_every_command_refuses(policy: str, prompt: int, message: str, command: 
         assert message in " ".join(done.err.split())
         assert done.out == ""
         assert "Traceback" not in done.err
+
+
+def test_an_unknown_policy_is_refused_before_anything_starts(
+    command: Command, roles: Path, text_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*arguments: object, **options: object) -> None:
+        raise AssertionError("something started")
+
+    for place in (
+        "launch.local.processes.Processes.start",
+        "parties.client.client.Client.models",
+        "parties.tapes.dealing.TapeDealing.write_load",
+    ):
+        monkeypatch.setattr(place, started)
+    wrong = []
+    model, client = ("--model", text_model), ("--config", roles / "client.yaml")
+    lengths = ("--prompt", 3, "--tokens", 2, "--out", roles / "out")
+    for arguments in (
+        ("generate", *model, "--prompt", "a"),
+        ("generate", *client, *model, "--prompt", "a"),
+        ("chat", *model),
+        ("serve", *client, "--tokenizer", text_model, "--listen", "127.0.0.1:0"),
+        ("deal", "--config", roles / "dealer.yaml", *model, *lengths),
+        ("load", *client),
+        ("plan", "--model", "tiny", "--prompt", 32, "--new", 2),
+        ("quality", *model, "--out", roles / "quality"),
+        ("trace", "--shape", "tiny", "--out", roles / "trace.json"),
+        ("demo",),
+    ):
+        done = command(*arguments, "--policy", "foo")
+        said = " ".join(done.err.split())
+        if (done.code, done.out) != (2, "") or not said.startswith("error [configuration]: unknown cache policy 'foo'; "):
+            wrong.append((arguments, done))
+    assert wrong == []
 
 
 @pytest.mark.parametrize(("policy", "prompt"), [(policy, prompt) for policy, prompt, _ in BAD])

@@ -251,3 +251,14 @@ def test_agreement_by_hand() -> None:
     assert (found.compared, found.equal, found.after) == (2, 1, 2)
     assert agreement(plain, [torch.tensor([[1.0, 0, 0, 1], [1.0, 0, 0, 0]])]).gap == pytest.approx(1.0)
     assert agreement(plain, []) == Agreement(0, 0, 0.0, 0)
+
+
+def test_other_layers_are_compared_until_the_next_turn() -> None:
+    """What another token in one layer's cache changes: that layer from there on, and all of them from the next turn on."""
+    scores, marks = torch.tensor([[0.1, 0.2, 0.9, 0.8]]), torch.tensor([[0.0, 0, 1, 1]])
+    other = torch.tensor([[0.0, 1, 1, 0]])
+    where = [(0, 0), (0, 0), (0, 1), (1, 0), (1, 1)]
+    plain = [Decision(marks, scores, drops=True, turn=turn, place=place) for turn, place in where]
+    assert agreement(plain, [marks] * 5) == Agreement(5, 5, 0.0, 0)
+    found = agreement(plain, [other, marks, marks, marks, marks])
+    assert (found.compared, found.equal, found.after) == (2, 1, 3)

@@ -68,7 +68,8 @@ def generated(architecture: Architecture, setting: Setting, prompt: int, new: in
     weights = suite.run(load_weights(suite, architecture, lambda name: None))
     suite.ledger.costs.clear()
     with torch.inference_mode():
-        plan = GenerationPlan(prompt, new, setting.decoding, temperature=setting.temperature)
+        plan = setting.plan(prompt, new)
+        assert isinstance(plan, GenerationPlan)
         suite.run(generate(suite, Decoder(suite, architecture, weights), plan, None, KeptShares()))
     total = suite.ledger.total()
     return total.rounds, total.bytes_sent, total.offline_bytes
@@ -80,6 +81,21 @@ def test_equals_the_sessions_own_program(suite: str, parties: int) -> None:
     found = estimate(SHAPES["tiny"], setting, 9, 3)
     total = tuple(found.total.total(name) for name in ("rounds", "bytes_sent", "offline_bytes"))
     assert total == generated(SHAPES["tiny"], setting, 9, 3)
+
+
+@pytest.mark.parametrize(("suite", "parties"), [("masked", 2), ("masked", 3), ("crypten", 2), ("crypten", 3)])
+@pytest.mark.parametrize("architecture", [SHAPES["tiny"], llama(2, 2, 2, (None, 5))], ids=["learned", "rotary"])
+def test_a_padded_prompt(architecture: Architecture, suite: str, parties: int) -> None:
+    """It costs two rounds, a channel more of what attention gives, and the places that are read in secret."""
+    setting = Setting(suite, parties, padded=True)
+    found, without = estimate(architecture, setting, 9, 3), estimate(architecture, Setting(suite, parties), 9, 3)
+    total = tuple(found.total.total(name) for name in ("rounds", "bytes_sent", "offline_bytes"))
+    assert total == generated(architecture, setting, 9, 3)
+    for name in ("bytes_sent", "offline_bytes"):
+        assert without.total.total(name) < found.total.total(name)
+    learned = architecture.learned_positions
+    assert found.first.total("rounds") - without.first.total("rounds") <= (2 if suite == "masked" else 12)
+    assert found.further.total("rounds") - without.further.total("rounds") <= (2 * learned if suite == "masked" else 14)
 
 
 @pytest.mark.parametrize(

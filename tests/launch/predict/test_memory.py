@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
+from launch.local.memory import listening_memory, peak_memory
 from launch.predict import room
+from launch.terminal.console import Settings
 from models.costs.memory import BUFFERS, MASKED, SERVING, START, Held, memory_of
 from models.costs.tracing import Setting
 from models.shapes import ENCODER_SHAPES, SHAPES
@@ -52,19 +56,32 @@ def test_a_session_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_texts_and_running_roles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An encoder's texts are checked likewise; roles that run already are warned of, on this machine alone."""
+    """An encoder's texts are checked likewise, and roles that run already, on this machine alone."""
     encoder, spec, said = ENCODER_SHAPES["tiny-encoder"], SuiteSpec("masked"), list[str]()
     monkeypatch.setattr(room, "available_memory", lambda: 1 << 40)
     assert "2 parties of" in room.check_texts(encoder, spec, 2, [5, 9])
-    monkeypatch.setattr(room, "available_memory", lambda: 100_000_000)
+    monkeypatch.setattr(room, "available_memory", lambda: 50_000_000)
     with pytest.raises(EnvironmentProblem, match=r"are free; end other programs, give fewer or shorter texts"):
         room.check_texts(encoder, spec, 2, [5, 9])
     here, away = ["127.0.0.1:7000", "localhost:7001"], ["127.0.0.1:7000", "10.0.0.2:7000"]
-    needed = room.warn_of_running(SHAPES["tiny"], Setting("masked"), here, said.append)
-    assert needed is not None
-    assert needed > 0
-    assert "a prompt of 64 tokens makes them take" in said[0]
-    assert room.warn_of_running(SHAPES["tiny"], Setting("masked"), away, said.append) is None
+    asked = SHAPES["tiny"], Setting("masked")
+    monkeypatch.setattr(room, "listening_memory", lambda ports: {7000: START + 5_000_000, 7001: 1})
+    assert room.check_running(*asked, away, (64, 4), said.append) is None
+    with pytest.raises(EnvironmentProblem, match=r"64 tokens and 4 new ones make them take .*buckets.*`mpcache --yes"):
+        room.check_running(*asked, here, (64, 4), said.append)
+    monkeypatch.setattr(Settings, "yes", True)
+    needed = room.check_running(*asked, here, (64, 4), said.append)
+    assert "50.00 MB are free: if a process is killed" in said[0]
     monkeypatch.setattr(room, "available_memory", lambda: 1 << 40)
-    room.warn_of_running(SHAPES["tiny"], Setting("masked"), here, said.append)
+    memory = room.session_memory(*asked, 64, 4)
+    assert room.check_running(*asked, here, (64, 4), said.append) == needed
+    assert needed == memory.here(2) - memory.peak("client") - 3 * START - 5_000_000
     assert len(said) == 1
+
+
+def test_what_a_listening_process_holds() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        found = listening_memory([port, 1])
+    assert list(found) == [port]
+    assert 0.3 < found[port] / peak_memory() <= 1

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from launch.predict.networks import LOCALHOST, find_network
-from launch.predict.seconds import Machines
+from launch.predict.seconds import BUSY, Machines
 from models.costs.estimation import estimate
 from models.costs.rates import DEALER, PARTY, Rates, measure_rates
 from models.costs.tracing import Costs, Setting
@@ -40,15 +40,16 @@ def test_one_machine(cores: int) -> None:
     """Of few processors every role's work counts, of many the slower side's."""
     here = Machines(LOCALHOST, RATES, parties=3, cores=cores).seconds(STEP)
     alone = here.party + here.latency + here.transfer
-    assert here.total == pytest.approx(max((3 * here.party + here.dealer) / cores, alone))
+    assert here.total == pytest.approx(max((3 * here.party + here.dealer) / (BUSY * cores), alone))
 
 
 def test_every_term_counts() -> None:
-    """Element-wise work, tables, the session's start and the dealer's own products are in a prediction of a real shape."""
+    """Element-wise work, tables, the session's start and products are in a prediction of a real shape."""
     found = estimate(SHAPES["tiny"], Setting("masked"), 16, 3)
-    whole = RATES.seconds(found.first, weights=DEALER, sessions=1)
-    for term in fields(DEALER):
-        less = RATES.seconds(found.first, weights=replace(DEALER, **{term.name: 0.0}), sessions=1)
+    weights = replace(PARTY, bits=1.0)
+    whole = RATES.seconds(found.first, weights=weights, sessions=1)
+    for term in fields(weights):
+        less = RATES.seconds(found.first, weights=replace(weights, **{term.name: 0.0}), sessions=1)
         assert less < whole, term.name
     assert RATES.seconds(found.load) > 0
     assert sum(RATES.seconds(found.first, part) for part in found.first.parts()) == pytest.approx(RATES.seconds(found.first))

@@ -15,6 +15,7 @@ from typing import Any
 
 import openai
 import pytest
+from transformers import AutoTokenizer
 
 from tests.launch.serve.gateway_harness import Running, deployed, serving, wait_until
 from tests.parties.conftest import checkpoint  # noqa: F401
@@ -97,6 +98,25 @@ def test_ends_that_are_special_tokens(gateway: Running, tmp_path: Path, checkpoi
             text(extra_body={"stop_token_ids": "g"})
         chat = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "ab"}], max_tokens=9)
         assert (chat.choices[0].message.content, chat.choices[0].finish_reason) == ("cdef", "stop")
+
+
+def test_special_tokens_in_a_prompt(gateway: Running, tmp_path: Path, checkpoint: Path) -> None:  # noqa: F811
+    """Written in a prompt or a message they are one token, as transformers reads them, and no longer text of the answer."""
+    letters = write_letters(tmp_path / "special", checkpoint, special="<|im_end|>")
+    oracle = AutoTokenizer.from_pretrained(letters)
+    with serving(gateway.deployment, gateway.toy, letters) as special:
+        client = special.openai()
+        found = client.completions.create(model="tiny", prompt="a<|im_end|>b", max_tokens=3)
+        assert found.usage is not None
+        ids = oracle("a<|im_end|>b").input_ids
+        assert (ids, found.usage.prompt_tokens) == ([1, 7, 2], 3)
+        assert found.choices[0].text == answer("agb", 3) == "jkl"
+        assert client.completions.create(model="tiny", prompt="e", max_tokens=4).choices[0].text == "efh"
+        messages: Any = [{"role": "user", "content": "a<|im_end|>"}]
+        chat = client.chat.completions.create(model="tiny", messages=messages, max_tokens=2)
+        assert chat.usage is not None
+        asked = oracle.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert chat.usage.prompt_tokens == len(asked) == len("<ag>>")
 
 
 def test_chat(gateway: Running) -> None:

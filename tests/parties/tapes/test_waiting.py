@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mpc.errors import TapeError
+from models.checkpoint import load_checkpoint, read_architecture
+from models.generation import GenerationPlan, generate_plain
+from mpc.errors import ConfigurationError, TapeError
+from parties.tapes.deal import DealOrder, DealSpec, deal
+from protocols.registry import SuiteSpec
 from tests.parties import tape_folders as tapes
 from tests.parties.conftest import VOCABULARY
 from tests.parties.deployment import Deployment
@@ -96,5 +100,37 @@ def test_all_parties_must_be_willing(tmp_path: Path, checkpoint: Path) -> None:
         shutil.copytree(tmp_path / "later" / "party1", out / "party1", dirs_exist_ok=True)
         with pytest.raises(TapeError, match=r"party0 found no tape that all parties have and asks the running dealer"):
             deployment.client().ask(PROMPT, 3, stop_ids=())
+    finally:
+        deployment.stop()
+
+
+def test_tapes_of_a_bucket_serve_every_prompt_that_it_holds(tmp_path: Path, checkpoint: Path) -> None:
+    """By tape, then by the running dealer: the answers of the prompts alone, and the same costs for all of them."""
+    deployment, out, plain = Deployment(tmp_path, 2), tmp_path / "out", load_checkpoint(checkpoint)
+    try:
+        deployment.start_one("dealer")
+        start(deployment, out, when_tape_is_out="dealer")
+        deployment.share(checkpoint)
+        spec = DealSpec([8], 2, 2, SuiteSpec("masked"), padded=True)
+        order = DealOrder(deployment.config("dealer", "dealer"), read_architecture(checkpoint), spec)
+        deal(order, tmp_path / "later")
+        for name in deployment.names:
+            shutil.copytree(tmp_path / "later" / name, out / name, dirs_exist_ok=True)
+        client, dealer = deployment.client(), deployment.servers["dealer"]
+        opened: list[str] = []
+        hold = dealer.hold
+        dealer.hold = lambda *rest: (opened.append("dealt"), hold(*rest))[1]  # type: ignore[method-assign]
+        seen = []
+        for prompt, live in (([3, 17], False), ([3, 17, 8, 30, 5, 1, 1, 2], False), ([3, 17, 8, 30, 5], True)):
+            result = client.ask(prompt, 2, suite="masked", stop_ids=(), prompt_buckets=(8, 16))
+            wanted = generate_plain(plain, prompt, GenerationPlan(len(prompt), 2))
+            assert result.tokens[: len(wanted)] == wanted
+            assert bool(opened) == live
+            stages = [cost["stages"] for _, cost in sorted(result.costs.items())]
+            counted = [(n, c["rounds"], c["bytes_sent"]) for one in stages for n, c in sorted(one.items())]
+            seen.append([one for one in counted if one[0].startswith(("prefill", "token"))])
+        assert seen[0] == seen[1] == seen[2]
+        with pytest.raises(ConfigurationError, match="longer than the largest of prompt_buckets = 8, 16"):
+            client.ask([1] * 17, 2, prompt_buckets=(8, 16))
     finally:
         deployment.stop()

@@ -125,6 +125,30 @@ def test_a_norm_is_judged_by_its_declared_bound(bound: int, parties: int) -> Non
         assert run(factor).flagged == {"residual"}, factor
 
 
+@pytest.mark.parametrize("parties", PARTIES)
+def test_a_norm_of_outputs_is_judged_by_their_bound(parties: int) -> None:
+    """Rows that a gain follows, and rows that merging compares, are no residual stream, and may be larger."""
+    x = torch.linspace(0.5, 1.0, 64, dtype=torch.float64).expand(3, 64).clone()
+    x[1] *= 60.0  # a norm of 360, where the stream's is below 16
+    gain = torch.linspace(-2.0, 2.0, 64, dtype=torch.float64)
+
+    async def program(s: Any, v: Any, g: Any) -> list[Value]:
+        return [await s.norm_gain(v, Norm("rms", 1e-5), g), await s.normalised(v)]
+
+    def run(rows: torch.Tensor) -> Outcome:
+        return evaluate(program, [rows, gain], parties=parties, residual=4, activation=6)
+
+    found = run(x)
+    assert found.flagged == set()
+    rows = decoded(x)
+    gained, unit = found.values
+    torch.testing.assert_close(
+        gained, decoded(gain) * rows * (rows.square().mean(-1, keepdim=True) + 1e-5).rsqrt(), atol=2e-3, rtol=1e-3
+    )
+    torch.testing.assert_close(unit, rows / rows.norm(dim=-1, keepdim=True), atol=1e-3, rtol=1e-3)
+    assert run(x * 64).flagged == {"activation"}
+
+
 def test_no_round_more_for_wide_rows() -> None:
     async def program(s: Any, v: Any) -> Value:
         return await s.rsqrt_moment(v, Norm("rms", 1e-5))
