@@ -31,7 +31,7 @@ TEXT = """def run(
     a, b, out, M, N, K, inner, a0, a1, am, ak, b0, b1, bk, bn, bd,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
 ):
-    batch = tl.program_id(1)
+    batch = tl.program_id(1).to(tl.int64)
     first = batch // inner
     second = batch % inner
     m = tl.arange(0, BM)
@@ -48,7 +48,7 @@ TEXT = """def run(
         for d in tl.static_range(D):
             y = (y << 8) + tl.load(place + (D - 1 - d) * bd, mask=inside, other=0).to(WORD)
         total += tl.sum(x.to(WORD)[:, :, None] * y[None, :, :], 1)
-    place = out + batch.to(tl.int64) * M * N + m[:, None] * N + n[None, :]
+    place = out + batch * M * N + m[:, None] * N + n[None, :]
     tl.store(place, total.to(tl.int64), mask=(m[:, None] < M) & (n[None, :] < N))
 """
 WORDS, HALVES = (TEXT.replace("WORD", f"tl.int{bits}") for bits in (64, 32))
