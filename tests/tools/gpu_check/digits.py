@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -36,14 +36,15 @@ def _products(a: Tensor, words: Tensor, kept: list[DigitMatrix], bits: int, plac
     (rows, depth), columns, there = a.shape, words.shape[1], a.to(place)
     some = slice(None, None, max(1, rows // COMPARED))
     expected = ring.matmul(a[some], words, bits)
-    ways = {products.way(there, kept[0]): ring.matmul}
+    ways: dict[str, Callable[..., Tensor]] = {products.way(there, kept[0]): ring.matmul}
     if rows == ROWS[-1]:
         ways["float64"] = ring.limb_matmul
     for way, times in ways.items():
         right = torch.equal(times(there, kept[0], bits).cpu()[some], expected)
+        work = lambda n, times=times: times(there, kept[n % 2], bits)  # noqa: E731
         yield timed(
             f"digits, {rows} rows, {depth} x {columns}, 2^{bits}, {way}",
-            lambda n, times=times: times(there, kept[n % 2], bits),
+            work,
             place,
             ok=right,
             bytes=kept[0].lowest(bits).digits.numel(),
