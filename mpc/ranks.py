@@ -31,6 +31,7 @@ from torch import Tensor
 
 from mpc import ring
 from mpc.device.deferred import there
+from mpc.device.digits import DigitMatrix
 from mpc.errors import EnvironmentProblem, ManifestMismatch
 
 FOR_EVER = timedelta(days=365)
@@ -64,21 +65,35 @@ def cut(size: int, ranks: int) -> list[slice]:
 
 
 class Block:
-    """One rank's part of a matrix [rows, columns]: the `part` of its axis, column-major, as `FixedWeight` keeps weights."""
+    """One rank's part of a matrix [rows, columns]: the `part` of its axis, column-major, as `FixedWeight` keeps weights; on
+    a device as digits, and nothing else."""
 
     def __init__(self, shape: tuple[int, int], axis: int, part: slice, place: tuple[torch.dtype, torch.device]) -> None:
         self.axis, self.part = axis, part
         sizes = [*shape]
         sizes[axis] = part.stop - part.start
         dtype, device = place
-        self.values = torch.empty(sizes[::-1], dtype=dtype, device=device).t()
+        self.values: Tensor | DigitMatrix
+        if device.type in ("cpu", "meta"):
+            self.values = torch.empty(sizes[::-1], dtype=dtype, device=device).t()
+        else:
+            self.values = DigitMatrix.empty(sizes, dtype, device)
 
-    def place(self, rows: slice) -> Tensor:
-        """Return where its part of some rows of the matrix belongs."""
+    def rows(self, rows: slice) -> slice:
+        """Return which of its rows hold its part of some rows of the matrix."""
         if self.axis == 1:
-            return self.values[rows]
+            return rows
         start, end = (min(max(row - self.part.start, 0), self.values.shape[0]) for row in (rows.start, rows.stop))
-        return self.values[start:end]
+        return slice(start, end)
+
+    def put(self, rows: slice, part: Tensor) -> None:
+        """Keep its part of some rows of the matrix."""
+        if part.numel():
+            self.values[self.rows(rows)] = part
+
+    def words(self) -> Tensor:
+        """Return its part, [rows, columns]."""
+        return self.values.words() if isinstance(self.values, DigitMatrix) else self.values
 
     def of(self, rows: slice, values: Tensor) -> Tensor:
         """Return its part of the values of some rows of the matrix."""
@@ -89,7 +104,11 @@ class Block:
 
     def times(self, rows: Tensor, bits: int, turned: bool) -> Tensor:
         """Return rows [n, inner] times the block (transposed, if `turned`) modulo 2^bits."""
-        return ring.matmul(rows, self.values.t() if turned else self.values, bits)
+        return ring.matmul(rows, _turned(self.values) if turned else self.values, bits)
+
+
+def _turned(x: Tensor | DigitMatrix) -> Tensor | DigitMatrix:
+    return x.moved(torch.t) if isinstance(x, DigitMatrix) else x.t()
 
 
 @dataclass(frozen=True)
@@ -204,8 +223,7 @@ class Ranks:
                 part = matrix.block_of(line.rank).of(rows, values)
                 if part.numel():
                     self._tell(line, part)
-        own = matrix.own
-        own.place(rows).copy_(own.of(rows, values))
+        matrix.own.put(rows, matrix.own.of(rows, values))
 
     def times(self, matrix: SplitMatrix, rows: Tensor, bits: int, turned: bool) -> Tensor:
         """Return rows [n, inner] times the matrix (transposed, if `turned`) modulo 2^bits, canonical."""
@@ -233,7 +251,7 @@ class Ranks:
                 self._ask(line, Order.whole, matrix.id)
             dtype = matrix.own.values.dtype
             parts = [self._answer(line, tuple(matrix.block_of(line.rank).values.shape), dtype) for line in self._lines]
-        return torch.cat([matrix.own.values, *parts], matrix.axis)
+        return torch.cat([matrix.own.words(), *parts], matrix.axis)
 
     def end(self) -> None:
         """Let the other ranks end."""
@@ -339,15 +357,17 @@ def serve(facts: RankFacts, device: torch.device | str) -> None:
             dtype = torch.int32 if width == 4 else torch.int64
             blocks[id] = Block((rows, columns), axis, part, (dtype, line.device))
         elif order == Order.put:
-            place = blocks[id].place(slice(*numbers[:2]))
-            if place.numel():
-                place.copy_(line.receive(tuple(place.shape), place.dtype))
+            block, all_rows = blocks[id], slice(*numbers[:2])
+            here = block.rows(all_rows)
+            if here.stop > here.start and block.values.shape[1]:
+                received = line.receive((here.stop - here.start, block.values.shape[1]), block.values.dtype)
+                block.put(all_rows, received)
         elif order == Order.times:
             bits, n, turned = numbers[:3]
             block = blocks[id]
             inner = block.values.shape[1 if turned else 0]
             line.send(block.times(line.receive((n, inner)), bits, bool(turned)))
         elif order == Order.whole:
-            line.send(blocks[id].values)
+            line.send(blocks[id].words())
         elif order == Order.free:
             del blocks[id]

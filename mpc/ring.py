@@ -4,7 +4,8 @@ An element of Z_2^k (1 <= k <= 64) is held in a `torch.int64`; for k < 64 its ca
 is the two's-complement word itself. int64 addition and multiplication wrap modulo 2^64 on every device, so +, -, * need
 no care; only `reduce` brings a result back to canonical form. A product of matrices does need care: CUDA has no int64
 matrix multiplication at all and the CPU's is several times slower than its floating-point one. `matmul` therefore splits
-its operands into signed limbs whose products are exact in float64, or into bytes where that is faster.
+its operands into signed limbs whose products are exact in float64, or into bytes where that is faster. What a device does
+is in `mpc.device.products`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from mpc.bits import RING_BITS as RING_BITS
 from mpc.byte_matmul import byte_matmul
 from mpc.byte_matmul import pays as byte_matmul_pays
 from mpc.device import products
+from mpc.device.deferred import there
+from mpc.device.digits import DigitMatrix
 from mpc.shape_tensor import broadcast
 
 _EXACT = 53  # a float64 holds every integer below 2^53
@@ -67,12 +70,12 @@ def _limbs(x: Tensor, width: int, count: int) -> list[Tensor]:
     return out
 
 
-def limb_matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
+def limb_matmul(a: Tensor, b: Tensor | DigitMatrix, bits: int = RING_BITS) -> Tensor:
     """Return `a @ b` modulo 2^bits by exact float64 products of limbs; the same code on CPU and CUDA.
 
-    a: [..., M, K], b: [..., K, N], int64; b may be int32 where bits <= 32. With limbs of w signed bits a dot product of
-    length K stays below 2^(2w - 2 + log2 K), so w = (53 + 2 - ceil(log2 K)) // 2 is exact; limb pairs whose weight is
-    2^bits or more vanish. A large b is split along K, so that its limbs take little memory.
+    a: [..., M, K], b: [..., K, N], int64; b may be int32 where bits <= 32, or digits. With limbs of w signed bits a dot
+    product of length K stays below 2^(2w - 2 + log2 K), so w = (53 + 2 - ceil(log2 K)) // 2 is exact; limb pairs of a
+    weight of 2^bits or more vanish. A large b is split along K, so that its limbs take little memory.
     """
     depth = a.shape[-1]
     step = max(1, _LIMB_ENTRIES // max(1, math.prod(b.shape[:-2]) * b.shape[-1]))
@@ -82,11 +85,10 @@ def limb_matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
         for cut in cuts[1:]:
             whole += limb_matmul(a[..., cut], b[..., cut, :], bits)
         return reduce(whole, bits)
-    if b.dtype == torch.int32:
-        b = b.to(torch.int64)
+    words = there(b.words()) if isinstance(b, DigitMatrix) else b
     width = min((_EXACT + 2 - math.ceil(math.log2(max(depth, 1)))) // 2, 32)
     count = -(-bits // width)
-    left, right = _limbs(a, width, count), _limbs(b, width, count)
+    left, right = _limbs(a, width, count), _limbs(words.to(torch.int64), width, count)
     out: Tensor | None = None
     for total in range(count):
         part: Tensor | None = None
@@ -145,31 +147,37 @@ def _small(a: Tensor, b: Tensor) -> bool:
     return products <= _SMALL
 
 
-def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS, left_bits: int = RING_BITS) -> Tensor:
-    """Return `a @ b` modulo 2^bits. a: [..., M, K], b: [..., K, N], int64, any device; b may be int32 where bits <= 32.
-    left_bits: 0 <= a < 2^left_bits, public; it makes a product of few bits faster where bytes are multiplied.
+def matmul(a: Tensor, b: Tensor | DigitMatrix, bits: int = RING_BITS, left_bits: int = RING_BITS) -> Tensor:
+    """Return `a @ b` modulo 2^bits. a: [..., M, K], b: [..., K, N], int64, any device; b may be int32 where bits <= 32, and
+    digits. left_bits: 0 <= a < 2^left_bits, public; it makes a product of few bits faster where bytes are multiplied.
 
     Vectors and short left factors on the CPU use integer kernels (they are bound by memory there), and so do small
-    products; larger ones `byte_matmul` where the processor has instructions for it. Everything else, and all of CUDA, uses
-    `limb_matmul`. All are exact. For shape tensors only the shape is computed.
+    products; larger ones `byte_matmul` where the processor has instructions for it, else `limb_matmul`. A device's ways are
+    in `mpc.device.products`. All are exact. For shape tensors only the shape is computed.
     """
-    if a.device.type == "meta":
-        return torch.matmul(a, b)
+    if a.device.type != "cpu" or isinstance(b, DigitMatrix):
+        return _matmul_there(a, b, bits, left_bits)
     rows = a.shape[-2] if a.dim() > 1 else 1
     ordered = b.dim() > 1 and (b.stride(-1) == 1 or b.stride(-2) == 1)
-    short = a.device.type == "cpu" and rows < _FEW_ROWS
+    short = rows < _FEW_ROWS
     if short and ordered:
         out = _few_rows(a if a.dim() > 1 else a[None], b)
         return reduce(out if a.dim() > 1 else out[..., 0, :], bits)
     small = short or b.dim() == 1 or _small(a, b)
     deep = a.shape[-1] >= (_DEEP_ENOUGH if rows >= _DEEP_ENOUGH else _DEEP)
-    if a.device.type == "cpu" and not small and (bits <= 32 or deep) and byte_matmul_pays():
-        return byte_matmul(a, b, bits, left_bits)
-    if a.device.type == "cpu" and small:
+    if small:
         return reduce(torch.matmul(a, b.to(torch.int64)), bits)
-    if a.dim() == 1 or b.dim() == 1:
-        left, right = (a[None] if a.dim() == 1 else a), (b[:, None] if b.dim() == 1 else b)
-        out = matmul(left, right, bits)
-        out = out.squeeze(-1) if b.dim() == 1 else out
-        return out.squeeze(-2 if b.dim() > 1 else -1) if a.dim() == 1 else out
-    return limb_matmul(a, b, bits) if a.device.type == "cpu" else products.matmul(a, b, bits, limb_matmul)
+    return byte_matmul(a, b, bits, left_bits) if (bits <= 32 or deep) and byte_matmul_pays() else limb_matmul(a, b, bits)
+
+
+def _matmul_there(a: Tensor, b: Tensor | DigitMatrix, bits: int, left_bits: int) -> Tensor:
+    """As `matmul`, on a device, of shape tensors, or of digits."""
+    if isinstance(b, DigitMatrix):
+        out = products.matmul(a if a.dim() > 1 else a[None], b, bits, limb_matmul, left_bits)
+        return out if a.dim() > 1 else out.squeeze(-2)
+    if a.device.type == "meta":
+        return torch.matmul(a, b)
+    left, right = (a[None] if a.dim() == 1 else a), (b[:, None] if b.dim() == 1 else b)
+    out = products.matmul(left, right, bits, limb_matmul)
+    out = out.squeeze(-1) if b.dim() == 1 else out
+    return out.squeeze(-2 if b.dim() > 1 else -1) if a.dim() == 1 else out

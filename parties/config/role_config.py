@@ -135,6 +135,21 @@ class RoleConfig(BaseModel):
         "same time; on GPUs each has one of its own. See docs/clusters.md.",
         json_schema_extra=PARTY,
     )
+    bulk: Literal["auto", "off", "required"] = Field(
+        default="auto",
+        description="Let what parties exchange with each other and with the dealer in a session leave gRPC for a connection "
+        "of its own, which costs less: auto (where the other side can be reached so), off, or required (a session without "
+        "it is an error).",
+        json_schema_extra=SERVERS,
+    )
+    bulk_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="TCP port, at the host of `listen`, of those connections; 0: any that is free. Where a firewall lets "
+        "named ports in only, choose one and open it for the parties.",
+        json_schema_extra=SERVERS,
+    )
     device: str = Field(default="cpu", description="Where to compute: cpu, cuda, cuda:1.", json_schema_extra=SERVERS)
     deadline_seconds: float = Field(
         default=30.0, gt=0, description="How long a connected peer may be silent before the session ends."
@@ -206,6 +221,12 @@ class RoleConfig(BaseModel):
         """Take true and false for on and off, which YAML reads so."""
         return ("on" if value else "off") if isinstance(value, bool) else value
 
+    @field_validator("bulk", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """Take false for off, which YAML reads so."""
+        return "off" if value is False else value
+
     @property
     def party_names(self) -> list[str]:
         """Return names of the compute parties in order."""
@@ -234,6 +255,8 @@ class RoleConfig(BaseModel):
         if len(set(names)) != len(names):
             raise ValueError(f"parties: names must differ, got {', '.join(names)}")
         self._check_overlap()
+        if self.bulk == "required" and self.resume_seconds <= 0:
+            raise ValueError("bulk: streams that are not resumed stay with gRPC; set resume_seconds above 0, or bulk: auto")
         if self.role in ("party", "dealer"):
             if self.listen is None:
                 raise ValueError(f'listen: a {self.role} needs an address "host:port" to listen at')

@@ -24,9 +24,12 @@ from parties.tapes.stream import tape_reader
 from parties.transport.connection import connect, route
 from parties.transport.gathering import Gathering
 from parties.transport.heartbeat import HeartbeatMonitor
+from parties.transport.line_dialling import with_lines
 from parties.transport.opening import dialled
 from parties.transport.peer_stream import INBOX_LIMIT, PeerStream
 from parties.transport.queues import Message
+from parties.transport.resumable_stream import ResumableStream
+from parties.transport.resumption import Route
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
@@ -46,6 +49,11 @@ class Network:
     identity: Callable[[], Identity]
     heartbeats: HeartbeatMonitor
     patience: float
+
+    def route(self, peer: Peer, call: Callable[[grpc.Channel], Any], parse: Callable[[bytes], Message]) -> Route:
+        """Return how a stream to `peer` is dialled, and whether it may leave gRPC. parse: of a message that comes."""
+        way = route(self.identity, peer, call)
+        return way if self.config.bulk == "off" else with_lines(way, self.identity, peer, parse)
 
 
 class Rendezvous:
@@ -103,12 +111,20 @@ class Rendezvous:
         peers = {index_of(name): stream for name, stream in self._wait_until_attached().items()}
         for index in range(own + 1, len(self._config.parties)):
             self._wait_until_ready(peers[index])
+        self._leave_grpc(list(peers.values()))
         return peers
+
+    def _leave_grpc(self, streams: list[PeerStream]) -> None:
+        """Wait until streams have left gRPC, where they must (`bulk: required`)."""
+        for stream in streams if self._config.bulk == "required" else []:
+            if isinstance(stream, ResumableStream):
+                stream.wait_for_line(self._config.connect_seconds)
 
     def _greet(self, peer: Peer) -> None:
         """Dial a party of lower index and exchange greetings, which takes until it has its place."""
         channel = self._connect(peer)
-        way = route(self._network.identity, peer, lambda channel: services.ComputePartyStub(channel).Exchange)
+        call = lambda channel: services.ComputePartyStub(channel).Exchange  # noqa: E731
+        way = self._network.route(peer, call, wire.PeerMessage.FromString)
         stream = dialled(self._session, way, self._config.resume_seconds, PEER_BEAT)
         self._attached.add(peer.name, stream)
         stream.dial(way, channel, self._greetings.own())
@@ -152,7 +168,8 @@ class Rendezvous:
         dealer = dealer_of(self._config)
         assert dealer is not None
         channel = self._connect(dealer, self._network.patience)
-        way = route(self._network.identity, dealer, lambda channel: services.DealerStub(channel).Tape)
+        call = lambda channel: services.DealerStub(channel).Tape  # noqa: E731
+        way = self._network.route(dealer, call, wire.TapeMessage.FromString)
         stream = self._tape = dialled(self._session, way, self._config.resume_seconds, TAPE_BEAT)
         stream.dial(way, channel, wire.TapeRequest(open=opening))
         self._network.heartbeats.add(stream)
@@ -160,6 +177,7 @@ class Rendezvous:
         message = stream.receive(self._patience)
         if message.WhichOneof("content") != "start":
             raise WireError(f"{dealer.name} did not start the tape with a seed")
+        self._leave_grpc([stream])
         start = message.start
         held = self._held(dealer.name, start.load, start.fresh, weights)
         source = Source(start.seed, tape_reader(stream))

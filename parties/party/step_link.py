@@ -17,7 +17,7 @@ from mpc.in_step import STEP, StepGroup
 from parties.errors import SessionFinished
 from parties.identity.trust import Peer, parties_of
 from parties.party.rendezvous import PEER_BEAT, Network
-from parties.transport.connection import connect, route
+from parties.transport.connection import connect
 from parties.transport.gathering import Gathering
 from parties.transport.opening import dialled
 from parties.transport.peer_stream import INBOX_LIMIT, PeerStream
@@ -97,7 +97,8 @@ class StepLink(Session):
         network = self._network
         channel = connect(network.identity(), peer, network.config.connect_seconds, self.check)
         self._channels.append(channel)
-        way = route(network.identity, peer, lambda channel: services.ComputePartyStub(channel).Exchange)
+        call = lambda channel: services.ComputePartyStub(channel).Exchange  # noqa: E731
+        way = network.route(peer, call, wire.PeerMessage.FromString)
         stream = dialled(self, way, network.config.resume_seconds, PEER_BEAT, self._trunk.inbox)
         stream.dial(way, channel, wire.PeerMessage(steps=wire.Steps(group=self.id)))
         network.heartbeats.add(stream)

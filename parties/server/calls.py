@@ -23,6 +23,7 @@ import grpc
 from mpc.errors import MpcacheError
 from parties.errors import Busy
 from parties.server.permissions import Permissions
+from parties.transport.pieces import whole
 
 PEER_FURTHER = 16
 ALL_CLIENTS = 1024
@@ -129,7 +130,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
                 request = self._only(requests, context) if single else requests
                 if request is not None:
                     response = behaviour(request, context)
-                    yield from response if handler.response_streaming else [response]
+                    yield from whole(response) if handler.response_streaming else [response]
 
         return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
 

@@ -19,6 +19,7 @@ from parties.transport.heartbeat import HeartbeatMonitor
 from parties.transport.opening import FirstMessage, accepted, resumable_stream
 from parties.transport.peer_stream import PeerStream
 from parties.transport.queues import Message
+from parties.transport.resumption import GRPC
 from parties.transport.session import Session
 from parties.wire.error_codec import public
 from parties.wire.manifest import check_id
@@ -79,6 +80,7 @@ class IncomingCalls:
         self._find = find
         self._heartbeats = heartbeats
         self._refusals = refusals
+        self.offer: Callable[[PeerStream], None] = lambda stream: None  # of a line, to a stream that was accepted
         self._open = 0  # streams
         self._idle = threading.Condition()
 
@@ -143,6 +145,7 @@ class IncomingCalls:
                     yield from self._meanwhile(stream, work)
                 session, outgoing = call.accept(stream, message)
                 stream.beat()  # from here on the caller knows that the stream is open
+                self.offer(stream)
             yield from outgoing
             if not session.finished:
                 error = session.error
@@ -192,7 +195,7 @@ class IncomingCalls:
         session = self._find(id)
         stream = resumable_stream(session, resume, caller.name, kind, self._config.name)
         stream.key = lambda: caller.fingerprint
-        outgoing = stream.resumed(resume, requests, context.cancel)
+        outgoing = stream.resumed(resume, requests, context.cancel, getattr(context, "way", GRPC))
         if not context.add_callback(lambda: stream.call_over(resume.epoch)):
             stream.call_over(resume.epoch)
         return stream, outgoing

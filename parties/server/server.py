@@ -27,6 +27,7 @@ from parties.server.calls import WAITING, Calls, Guard
 from parties.server.cost_limits import Costs
 from parties.server.health import Health
 from parties.server.incoming import IncomingCalls, Refusals
+from parties.server.lines import Lines
 from parties.server.metrics import STATES, Metrics
 from parties.server.permissions import Permissions
 from parties.server.sessions import ServedSession, Sessions
@@ -76,6 +77,7 @@ class RoleServer(ABC, Generic[S]):
         self._refusals = Refusals(config.name, self.sessions, self.metrics)
         self.incoming = IncomingCalls(config, self.trust, self.find, self.heartbeats, self._refusals)
         self.health = Health([self.service], lambda context: self.incoming.admit(context, self.permissions.may_ask))
+        self.lines = Lines(config, lambda: self.identity, self.incoming, self.permissions, self.calls)
         self.prober = Prober(config.name, self.trust)
         self.address = self.metrics_address = self.health_address = ""
         self._holding = threading.Lock()
@@ -204,7 +206,13 @@ class RoleServer(ABC, Generic[S]):
             self._server, self._threads, port = start_server(
                 self.credentials, self.config.listen, self._register_all, self.calls.threads, WAITING, guard
             )
+            if self.config.bulk != "off":
+                self.lines.start()
         except BaseException:
+            self.lines.stop()
+            if self._server is not None:
+                self._server.stop(0)
+                self._server = None
             self._close_monitoring()
             self.heartbeats.stop()
             raise
@@ -269,6 +277,7 @@ class RoleServer(ABC, Generic[S]):
         while self.sessions.all() and time.monotonic() < limit:
             time.sleep(0.01)
         self._server.stop(grace).wait(grace + 1)
+        self.lines.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self.heartbeats.stop()
         self.credentials.stop()

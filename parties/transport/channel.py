@@ -10,27 +10,25 @@ from mpc.errors import WireError
 from mpc.in_step import StepMember
 from mpc.ledger import Ledger
 from parties.transport.peer_stream import PeerStream
+from parties.transport.pieces import Piece
 from parties.transport.queues import Message
 from parties.wire import wire_pb2 as wire
 from parties.wire.shares import CHUNK_BYTES
 
 
-def frames(payload: bytes, first: int) -> Iterator[wire.PeerMessage]:
-    """Yield a message as frames of at most 1 MiB, the first of which has number `first`."""
+def frames(payload: bytes, first: int) -> Iterator[Piece]:
+    """Yield a message as frames of at most 1 MiB, the first of which has number `first`. They refer to it."""
     size = len(payload)
+    view = memoryview(payload)
     for number, start in enumerate(range(0, size, CHUNK_BYTES), first):
-        piece = payload if size <= CHUNK_BYTES else payload[start : start + CHUNK_BYTES]
-        message = wire.PeerMessage()  # filled in place: a frame that is handed over would be copied
-        frame = message.frame
-        frame.sequence, frame.size, frame.payload = number, size, piece
-        yield message
+        yield Piece(number, size, payload if size <= CHUNK_BYTES else view[start : start + CHUNK_BYTES])
 
 
-def frame_of(message: Message, number: int, name: str) -> wire.Frame:
+def frame_of(message: Message, number: int, name: str) -> wire.Frame | Piece:
     """Return the frame of this number that a message must be. Raises `WireError` naming the sender."""
     if (kind := message.WhichOneof("content")) != "frame":
         raise WireError(f"{name} sent '{kind}' where a frame was expected")
-    frame: wire.Frame = message.frame
+    frame: wire.Frame | Piece = message.frame
     if frame.sequence != number:
         raise WireError(f"{name} sent frame {frame.sequence} where frame {number} was expected")
     return frame
@@ -108,7 +106,7 @@ class GrpcChannel(Channel):
         frame = frame_of(self._streams[peer].receive(), self._received[peer], name)
         if frame.size != size:
             raise WireError(f"{name} announced a message of {frame.size} bytes where {size} were expected")
-        payload: bytes = frame.payload
+        payload = bytes(frame.payload)  # the same object where these are bytes
         if not payload or got + len(payload) > size:
             raise WireError(f"{name} sent {len(payload)} bytes in a frame where 1 to {size - got} were expected")
         self._received[peer] += 1

@@ -28,9 +28,8 @@ from parties.identity.certificates import MALFORMED, Identity
 from parties.identity.trust import Peer, shown
 from parties.transport.resumption import Route
 from parties.wire.error_codec import abort
-from parties.wire.shares import CHUNK_BYTES
+from parties.wire.shares import MESSAGE_BYTES
 
-MESSAGE_BYTES = CHUNK_BYTES + (1 << 16)
 OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),

@@ -14,8 +14,9 @@ from parties.errors import SessionFinished
 from parties.events import clean
 from parties.transport.peer_stream import PeerStream, Receiving
 from parties.transport.queues import Inbox, Message
-from parties.transport.resumable_stream import ResumableStream, Resumption
-from parties.transport.resumption import SECRET_BYTES, Route, proof
+from parties.transport.redialling import dial_again, say_last
+from parties.transport.resumable_stream import ResumableStream
+from parties.transport.resumption import SECRET_BYTES, Resumption, Route, proof
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire.error_codec import from_failure, from_rpc
@@ -30,7 +31,9 @@ def dialled(
     """Return a stream that is about to be dialled; resumable for `window` seconds after a loss, unless that is 0."""
     if window <= 0:
         return PeerStream(session, route.peer, heartbeat, inbox)
-    return ResumableStream(session, route.peer, heartbeat, Resumption(new_seed(), window, route), inbox)
+    return ResumableStream(
+        session, route.peer, heartbeat, Resumption(new_seed(), window, route, dial_again, say_last), inbox
+    )
 
 
 def accepted(session: Session, peer: str, window: float, heartbeat: Message, first: Message) -> PeerStream:

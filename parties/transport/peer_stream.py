@@ -29,6 +29,7 @@ import grpc
 
 from mpc.errors import MpcacheError, PeerLost, PeerSilent
 from parties.events import log
+from parties.transport.pieces import whole
 from parties.transport.queues import Inbox, Message
 from parties.transport.resumption import Route
 from parties.transport.session import Session
@@ -36,7 +37,7 @@ from parties.wire.error_codec import from_failure, from_rpc, said_why
 
 INBOX_LIMIT = 64  # messages of at most 1 MiB that may wait unread before the reader stops reading
 OUTBOX_LIMIT = 16
-CONTROL = ("heartbeat", "end", "finish", "failure")  # messages that do not go to the inbox
+CONTROL = ("heartbeat", "end", "finish", "failure", "offer")  # messages that do not go to the inbox
 
 
 class Sending(Enum):
@@ -152,7 +153,7 @@ class PeerStream:
         """Call the peer; the opening message goes first."""
         self.send(opening)
         self._is_on(route, channel)
-        call = route.call(channel)(self.outgoing())
+        call = route.call(channel)(whole(self.outgoing()))
         self.start(call, call.cancel)
 
     def _is_on(self, route: Route, channel: grpc.Channel) -> None:

@@ -14,58 +14,31 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from enum import Enum, auto
 from queue import SimpleQueue
 from typing import Any
 
 import grpc
 
 from mpc.errors import MpcacheError, PeerLost, PeerSilent, WireError
-from parties.errors import Busy
-from parties.events import event, log
+from parties.events import event
 from parties.transport.peer_stream import CONTROL, INBOX_LIMIT, PeerStream, Receiving, Sending
 from parties.transport.queues import Inbox, Message, UnacknowledgedQueue
-from parties.transport.resumption import FIRST_PAUSE, LONGEST_PAUSE, TOLD_EVERY, UNACKNOWLEDGED_LIMIT, Route, request
+from parties.transport.resumption import (
+    GRPC,
+    MOST_LINES,
+    TOLD_EVERY,
+    UNACKNOWLEDGED_LIMIT,
+    Call,
+    Connection,
+    Loss,
+    Resumption,
+    Route,
+    Way,
+    request,
+)
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import from_rpc, public, said_why
-
-
-class Connection(Enum):
-    """Whether a stream has a connection; see the module."""
-
-    UP = auto()
-    LOST = auto()
-
-
-@dataclass
-class Loss:
-    """A lost connection. error: what the stream fails with if it does not come back until `limit` (`time.monotonic`).
-    reason: why the peer cannot be reached now, in words; empty where that is not known."""
-
-    error: MpcacheError
-    limit: float
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Resumption:
-    """What a resumable stream needs. secret: known to both sides. window: seconds for which a lost connection may be made
-    again. route: how, at the dialling side; None at the other one."""
-
-    secret: bytes = field(repr=False)
-    window: float
-    route: Route | None = None
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a stream. outbox: what it is to send; cancel(): ends it at once."""
-
-    epoch: int
-    outbox: SimpleQueue[Message | None]
-    cancel: Callable[[], Any]
+from parties.wire.error_codec import said_why
 
 
 class ResumableStream(PeerStream):
@@ -81,6 +54,7 @@ class ResumableStream(PeerStream):
     ) -> None:
         super().__init__(session, peer, heartbeat, inbox)
         self.secret, self.window, self.route = resumption.secret, resumption.window, resumption.route
+        self._dial_again, self._say_last = resumption.dial_again, resumption.say_last
         self.loss: Loss | None = None  # the connection's, while it is lost
         self.unacknowledged = UnacknowledgedQueue()
         self.received = 0  # messages, heartbeats apart
@@ -90,6 +64,10 @@ class ResumableStream(PeerStream):
         self._down_since: float | None = None  # since when not a message came, over calls that came to nothing
         self._reading = threading.Lock()
         self._channels: list[grpc.Channel] = []  # made to connect again
+        self.way: Way = GRPC  # of the present call
+        self.offer: wire.LineOffer | None = None  # of the peer
+        self.no_line = ""  # why there is no line, in words
+        self._lines = 0  # that were tried
 
     @property
     def connection(self) -> Connection:
@@ -181,6 +159,15 @@ class ResumableStream(PeerStream):
                 self.outbox.put(None)
         self.wake()
 
+    def _call_ended(self, epoch: int, error: Exception | None) -> None:
+        """As in `PeerStream`; a dialling side that has all, and may not have told so, tells the peer, who waits for it."""
+        cut_off = error is not None and not isinstance(error, MpcacheError) and not said_why(error)
+        last = self.receiving is Receiving.COMPLETE and epoch == self.epoch and not self.session.ended
+        if cut_off and last and self.route is not None:
+            arguments = (self, self.route)
+            threading.Thread(target=self._say_last, args=arguments, name=f"last {self.peer}", daemon=True).start()
+        super()._call_ended(epoch, error)
+
     # ---- a lost connection -------------------------------------------------------------------------------------------
     def _ends_well(self, error: Exception | None = None) -> bool:
         """Whether this side has ended the call; else, without the peer's last message, it was cut off. The accepting side
@@ -212,7 +199,7 @@ class ResumableStream(PeerStream):
         event("connection_lost", name, session=id, peer=self.peer, error=str(error), seconds=seconds)
         cancel()
         if self.route is not None:
-            threading.Thread(target=dial_again, args=(self, self.route), name=f"dial {self.peer}", daemon=True).start()
+            threading.Thread(target=self._dial_again, args=(self, self.route), name=f"dial {self.peer}", daemon=True).start()
 
     def wants_call(self) -> bool:
         """Whether to dial (again)."""
@@ -225,17 +212,23 @@ class ResumableStream(PeerStream):
             message = self.kind(resume=request(self.secret, self.session.id, self._asked, self.received))
             return self._asked, message
 
-    def connected(self, call: Call, received: int, route: Route, channel: grpc.Channel) -> bool:
-        """Go on with the stream in a new call with the peer, which has received so many messages. False: it is too late."""
+    def connected(self, call: Call, received: int, key: str, channel: grpc.Channel | None = None) -> bool:
+        """Go on with the stream in a new call with the peer, which has received so many messages. key: fingerprint of what
+        the peer has shown there. False: it is too late."""
         with self._lock, self._reading:
             if not self.wants_call():
                 return False
-            self._channels.append(channel)
-            self._is_on(route, channel)
+            if channel is not None:
+                self._channels.append(channel)
+            self.key = lambda: key
+            before = self._cancel
             self._go_on(call, received)
+        before()
         return True
 
-    def resumed(self, resume: wire.Resume, incoming: Iterator[Message], cancel: Callable[[], Any]) -> Iterator[Message]:
+    def resumed(
+        self, resume: wire.Resume, incoming: Iterator[Message], cancel: Callable[[], Any], way: Way = GRPC
+    ) -> Iterator[Message]:
         """Go on with a peer that has dialled again, and shown that it may; return what is to be sent to it now.
 
         Raises `WireError` for an epoch that is not newer than the present one, and for counts that cannot be.
@@ -248,8 +241,8 @@ class ResumableStream(PeerStream):
                 )
             before, outbox = self._cancel, SimpleQueue[Message | None]()
             outbox.put(self.kind(resumed=wire.Resumed(received=self.received)))
-            self._go_on(Call(resume.epoch, outbox, cancel), resume.received)
-        event("connection_resumed", self.session.role, session=self.session.id, peer=self.peer, call=resume.epoch)
+            self._go_on(Call(resume.epoch, outbox, cancel, way), resume.received)
+        self.log_call()
         before()
         self.start(incoming, cancel)
         return self.drain(outbox)
@@ -259,12 +252,68 @@ class ResumableStream(PeerStream):
         for message in self.unacknowledged.rest(received, self.peer):
             call.outbox.put(message)
         self.outbox.put(None)
-        self.outbox, self.epoch, self._cancel, self.loss = call.outbox, call.epoch, call.cancel, None
+        self.outbox, self.epoch, self._cancel, self.loss, self.way = call.outbox, call.epoch, call.cancel, None, call.way
         self._told = self.received
         self.stalled = False
         self.last_heard = time.monotonic()
         self._settle_if_sent()
         self._changed.notify_all()
+
+    def log_call(self) -> None:
+        """Log which call the stream goes on in."""
+        name = "connection_resumed" if self.way == GRPC else "line_taken"
+        way = None if self.way == GRPC else self.way
+        event(name, self.session.role, session=self.session.id, peer=self.peer, call=self.epoch, way=way)
+
+    # ---- beside gRPC (`parties.transport.line_dialling`) ---------------------------------------------------------------
+    def _take_control(self, message: Message, kind: str | None) -> bool:
+        if kind != "offer":
+            return super()._take_control(message, kind)
+        if self.route is None or self.offer is not None:
+            raise WireError(f"{self.peer} offered a line where none is due")
+        self.offer = message.offer
+        self.try_line()
+        return True
+
+    def try_line(self) -> None:
+        """Look for a line, in a thread of its own, if the peer offers one and this side wants it; so often at most."""
+        if self.offer is not None and self.route is not None and self.route.line is not None and self._lines < MOST_LINES:
+            self._lines += 1
+            arguments = (self, self.offer)
+            threading.Thread(target=self.route.line, args=arguments, name=f"line {self.peer}", daemon=True).start()
+
+    def begin_move(self) -> bool:
+        """Note that the stream is about to go on in a call of this side's making: what the present one still says is not
+        taken, it comes again. False where the stream cannot move now."""
+        with self._lock, self._reading:
+            if self.loss is not None or not self.may_return() or not self._heard:
+                return False
+            error = PeerLost(self.peer, self.session.step, "the connection ended")
+            self.loss = Loss(error, time.monotonic() + self.window)
+            return True
+
+    def fail_to_move(self) -> None:
+        """Give a move up that has begun: the peer may have left the present call, so the stream is dialled again."""
+        with self._lock:
+            self.outbox.put(None)
+            cancel = self._cancel
+        cancel()
+        if self.route is not None:
+            self._dial_again(self, self.route)
+
+    def wait_for_line(self, seconds: float) -> None:
+        """Wait until the stream goes over a line, or nothing more comes. Raises the session's error, or `PeerLost` with the
+        reason after so long."""
+
+        def settled() -> bool:
+            return self.way != GRPC or self.receiving is not Receiving.OPEN or self.session.error is not None
+
+        with self._changed:
+            over = self._changed.wait_for(lambda: settled() or bool(self.no_line), seconds)
+        self.session.check()
+        if not over or not settled():
+            reason = self.no_line or f"did not come to a line beside gRPC within {seconds:g} s: see 'bulk' in docs/roles.md"
+            raise PeerLost(self.peer, "leaving gRPC", reason)
 
     def stay_away(self) -> None:
         """Fail: the lost connection has not come back in time."""
@@ -336,65 +385,3 @@ class ResumableStream(PeerStream):
         if self.route is not None and self._heard:
             error = PeerSilent(self.peer, self.session.step, f"sent nothing for {deadline:g} s")
             self._lose(self.epoch, error, self.last_heard + deadline - time.monotonic())
-
-
-def dial_again(stream: ResumableStream, route: Route) -> None:
-    """Dial until the stream is connected or given up; then this thread reads the stream."""
-    pause = FIRST_PAUSE
-    while stream.wants_call():
-        try:
-            found = _attempt(stream, route)
-        except MpcacheError as error:
-            stream.fail(error)
-            return
-        except Exception as error:
-            stream.fail(public(error, stream.session.role))
-            return
-        if found is not None:
-            event("connection_resumed", stream.session.role, session=stream.session.id, peer=stream.peer, call=found[1])
-            stream.read(*found)
-            return
-        if pause >= LONGEST_PAUSE / 2 and (loss := stream.loss) is not None:
-            loss.reason = route.why()
-        stream.wait_until_over(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
-
-
-def _attempt(stream: ResumableStream, route: Route) -> tuple[Iterator[Message], int] | None:
-    """Make one call: its incoming stream and its epoch, None without a connection. Raises what the peer refuses it with."""
-    try:
-        channel = route.channel()
-    except PeerLost:
-        return None
-    outbox: SimpleQueue[Message | None] = SimpleQueue()
-    epoch, message = stream.next_request()
-    outbox.put(message)
-    call = route.call(channel)(stream.drain(outbox))
-    timer = threading.Timer(min(10.0, max(1.0, stream.window / 3)), call.cancel)
-    timer.daemon = True
-    timer.start()
-    began = time.monotonic()
-    try:
-        answer = next(call)
-        if answer.WhichOneof("content") != "resumed":
-            raise WireError(f"{stream.peer} sent '{answer.WhichOneof('content')}' where 'resumed' was expected")
-        if stream.connected(Call(epoch, outbox, call.cancel), answer.resumed.received, route, channel):
-            return call, epoch
-        raise StopIteration
-    except (grpc.RpcError, StopIteration) as error:
-        outbox.put(None)
-        call.cancel()
-        channel.close()
-        if isinstance(error, grpc.RpcError) and said_why(error):
-            problem = from_rpc(error, stream.peer, stream.session.step)
-            if not isinstance(problem, Busy):
-                raise problem from None
-        log.debug("no connection to %s after %.1f s", stream.peer, time.monotonic() - began)
-        return None
-    except BaseException:
-        outbox.put(None)
-        call.cancel()
-        channel.close()
-        raise
-    finally:
-        timer.cancel()

@@ -21,11 +21,14 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from queue import SimpleQueue
+from typing import Any, Literal
 
 import grpc
 
+from mpc.errors import MpcacheError
 from parties.transport.queues import Message
 from parties.wire import wire_pb2 as wire
 
@@ -33,6 +36,9 @@ TOLD_EVERY = 32  # messages after which their arrival is told
 UNACKNOWLEDGED_LIMIT = 256  # messages of at most 1 MiB that may be kept before the next round waits
 SECRET_BYTES = 32
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+MOST_LINES = 4  # that a stream tries
+Way = Literal["grpc", "tls", "local"]
+GRPC: Way = "grpc"
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Route:
 
     peer: its name. channel(): a new channel, nothing waited for; raises `PeerLost` without one. call(channel): the streaming
     call on it. why(): in words, why the peer cannot be reached now. key(channel): fingerprint of the key that the channel is
-    made with.
+    made with. line(stream, offer): leads the stream to a line beside gRPC, in the caller's thread; None where it stays.
     """
 
     peer: str
@@ -49,6 +55,47 @@ class Route:
     call: Callable[[grpc.Channel], Callable[[Iterator[Message]], Any]]
     why: Callable[[], str]
     key: Callable[[grpc.Channel], str]
+    line: Callable[[Any, wire.LineOffer], None] | None = None
+
+
+class Connection(Enum):
+    """Whether a stream has a connection; see the module."""
+
+    UP = auto()
+    LOST = auto()
+
+
+@dataclass
+class Loss:
+    """A lost connection. error: what the stream fails with if it does not come back until `limit` (`time.monotonic`).
+    reason: why the peer cannot be reached now, in words; empty where that is not known."""
+
+    error: MpcacheError
+    limit: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What a resumable stream needs. secret: known to both sides. window: seconds for which a lost connection may be made
+    again. route: how, at the dialling side; None at the other one. dial_again(stream, route): does so, and reads the stream
+    in the caller's thread. say_last(stream, route): tells the peer how much has arrived, when nothing more is to come."""
+
+    secret: bytes = field(repr=False)
+    window: float
+    route: Route | None = None
+    dial_again: Callable[[Any, Route], None] = lambda stream, route: None
+    say_last: Callable[[Any, Route], None] = lambda stream, route: None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a stream. outbox: what it is to send; cancel(): ends it at once; way: over gRPC, or over which line."""
+
+    epoch: int
+    outbox: SimpleQueue[Message | None]
+    cancel: Callable[[], Any]
+    way: Way = GRPC
 
 
 def proof(secret: bytes, session: str, epoch: int, received: int) -> bytes:

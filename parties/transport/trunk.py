@@ -77,7 +77,7 @@ class StreamTrunk:
         frame = frame_of(message, self._received[peer], name)
         self._received[peer] += 1
         pieces = self._pieces[peer]
-        pieces.append(frame.payload)
+        pieces.append(bytes(frame.payload))
         got = sum(map(len, pieces))
         if not frame.payload or frame.size > LARGEST_MESSAGE or got > frame.size:
             raise WireError(f"{name} sent {got} bytes of a message of {frame.size}, at most {LARGEST_MESSAGE} are expected")

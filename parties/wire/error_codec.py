@@ -49,6 +49,14 @@ _STATUS = {
 }
 
 
+class Refusal(Exception):
+    """What the other side of a call beside gRPC says of why it refuses the call, or ends it."""
+
+    def __init__(self, failure: wire.Failure) -> None:
+        super().__init__(failure.code)
+        self.failure = failure
+
+
 def public(error: BaseException, where: str) -> errors.MpcacheError:
     """Return the error itself if it is typed; else an `InternalError` without the message, which is not logged either."""
     if isinstance(error, errors.MpcacheError):
@@ -83,6 +91,8 @@ def from_failure(failure: wire.Failure, reporter: str) -> errors.MpcacheError:
 
 def said_why(error: Exception) -> bool:
     """Whether a stream's exception is a refusal or a report of the other side, not just a lost connection."""
+    if isinstance(error, Refusal):
+        return True
     if not isinstance(error, grpc.Call) or error.code() is None:
         return False
     call: Any = error
@@ -92,6 +102,8 @@ def said_why(error: Exception) -> bool:
 
 def from_rpc(error: Exception, peer: str, step: str) -> errors.MpcacheError:
     """Return what an exception of a stream with `peer` means."""
+    if isinstance(error, Refusal):
+        return from_failure(error.failure, peer)
     if not isinstance(error, grpc.Call) or error.code() is None:
         return errors.PeerLost(peer, step, "the connection ended")
     call: Any = error

@@ -20,6 +20,7 @@ from mpc.random import SEED_BYTES, Prg
 COUNT_BITS = 32  # ring of a count beside an output
 BITS = 64
 CHUNK_BYTES = 1 << 20  # most payload bytes of one message
+MESSAGE_BYTES = CHUNK_BYTES + (1 << 16)  # of a whole one
 WEIGHT_FRACTION_BITS = (8, 24)  # the fewest and the most that weights may be shared with
 LEDGER_BYTES = 16 << 20
 

@@ -30,6 +30,14 @@ class Resumed(_message.Message):
     received: int
     def __init__(self, received: _Optional[int] = ...) -> None: ...
 
+class LineOffer(_message.Message):
+    __slots__ = ("port", "local")
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    local: str
+    def __init__(self, port: _Optional[int] = ..., local: _Optional[str] = ...) -> None: ...
+
 class End(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -347,7 +355,7 @@ class Frame(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., size: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("frame", "hello", "heartbeat", "finish", "failure", "choice", "taken", "go", "ready", "steps", "resumed", "resume", "end", "number", "resume_secret")
+    __slots__ = ("frame", "hello", "heartbeat", "finish", "failure", "choice", "taken", "go", "ready", "steps", "resumed", "resume", "end", "offer", "number", "resume_secret")
     FRAME_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
@@ -361,6 +369,7 @@ class PeerMessage(_message.Message):
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     RESUME_SECRET_FIELD_NUMBER: _ClassVar[int]
     frame: Frame
@@ -376,9 +385,10 @@ class PeerMessage(_message.Message):
     resumed: Resumed
     resume: Resume
     end: End
+    offer: LineOffer
     number: int
     resume_secret: bytes
-    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., choice: _Optional[_Union[TapeChoice, _Mapping]] = ..., taken: _Optional[_Union[TapeTaken, _Mapping]] = ..., go: _Optional[_Union[TapeGo, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., choice: _Optional[_Union[TapeChoice, _Mapping]] = ..., taken: _Optional[_Union[TapeTaken, _Mapping]] = ..., go: _Optional[_Union[TapeGo, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., offer: _Optional[_Union[LineOffer, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
 
 class TapeOpen(_message.Message):
     __slots__ = ("session", "manifest", "architecture", "loads", "client", "rows_loads")
@@ -433,20 +443,22 @@ class TapeStart(_message.Message):
     def __init__(self, seed: _Optional[bytes] = ..., load: _Optional[str] = ..., fresh: _Optional[bool] = ..., rows_load: _Optional[str] = ..., rows_fresh: _Optional[bool] = ...) -> None: ...
 
 class TapeMessage(_message.Message):
-    __slots__ = ("start", "chunk", "heartbeat", "resumed", "end", "number")
+    __slots__ = ("start", "chunk", "heartbeat", "offer", "resumed", "end", "number")
     START_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     start: TapeStart
     chunk: Chunk
     heartbeat: Heartbeat
+    offer: LineOffer
     resumed: Resumed
     end: End
     number: int
-    def __init__(self, start: _Optional[_Union[TapeStart, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ...) -> None: ...
+    def __init__(self, start: _Optional[_Union[TapeStart, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., offer: _Optional[_Union[LineOffer, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ...) -> None: ...
 
 class ModelHeader(_message.Message):
     __slots__ = ("model", "name", "architecture", "parties", "fraction_bits", "seed", "version", "ranges", "tokenizer")

@@ -41,8 +41,8 @@ async def weight(convert: Conversion, name: str, shape: Sequence[int], share: Te
     c, bounds = convert.context, convert.bounds
     with operation("weight"):
         bits = bounds.table_bits if name == TABLE else RING_BITS
-        spread = name == TABLE or not name.startswith("embedding")  # rows of other tables are added, not multiplied
-        fixed = await fixed_weight(c, shape, share, (WEIGHT_BITS, bits), spread)
+        multiplied = name == TABLE or not name.startswith("embedding")  # rows of other tables are added
+        fixed = await fixed_weight(c, shape, share, (WEIGHT_BITS, bits), multiplied)
         wide = _lifted(c, fixed) if len(shape) == 1 else None
     magnitude = bounds.first_stream if len(shape) == 1 or name.startswith("embedding") else LARGEST_WEIGHT
     return MaskedWeight(c.local(), fixed, magnitude, wide)

@@ -57,7 +57,7 @@ class FixedWeight:
     m: opened W + lam, [in, out] or, one for each of several inputs, [E, in, out]; own: this party's share of W; at the
     dealer lam is the whole mask. Kept column-major, which makes a product with one row (a decode step) a single pass at
     memory speed. bits: the largest ring of its products; up to 32 bits m and own are kept in 32, half the memory and half
-    the pass. Made by `protocols.masked.weights`.
+    the pass. Made by `protocols.masked.weights`; of matrices on a device, and over several ranks, by subclasses.
     """
 
     def __init__(self, m: Tensor, own: Tensor, lam: Tensor, frac: int, bits: int) -> None:
@@ -85,8 +85,20 @@ class FixedWeight:
         """Return rows [..., in] times W + lam modulo 2^bits."""
         return ring.matmul(rows, self.m, bits)
 
+    def times_mask(self, rows: Tensor, bits: int, rows_bits: int = ring.RING_BITS) -> Tensor:
+        """Return rows [..., in] times lam modulo 2^bits, at the dealer. rows_bits: as `left_bits` of `ring.matmul`."""
+        return ring.matmul(rows, self.lam, bits, rows_bits)
+
+    def put(self, rows: slice, m: Tensor, own: Tensor) -> None:
+        """Fill some rows at a party."""
+        self.m[rows], self.own[rows] = m, own
+
+    def put_mask(self, rows: slice, lam: Tensor) -> None:
+        """Fill some rows at the dealer."""
+        self.lam[rows] = lam
+
     def whole(self) -> FixedWeight:
-        """Return the weight with all of it here."""
+        """Return the weight with all of it here, in words."""
         return self
 
     def move(self, f: Callable[[Tensor], Tensor]) -> FixedWeight:
@@ -119,7 +131,7 @@ def _times(x: Masked, w: FixedWeight, rows: Tensor, product: Callable[[Tensor, i
 
 def product_of_masks(x: Masked, w: FixedWeight) -> Tensor:
     """Return lam_x @ lam_W, at the dealer."""
-    return _times(x, w, x.lam, lambda rows, bits: ring.matmul(rows, w.lam, bits))
+    return _times(x, w, x.lam, w.times_mask)
 
 
 def weighted(c: Context, op: str, x: Masked, w: FixedWeight, term: Tensor) -> Shared:

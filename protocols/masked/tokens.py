@@ -169,7 +169,7 @@ def _of_masks(c: Context, masks: tuple[Tensor, int], own: Tensor, table: FixedWe
     bits; own: this party's share of it modulo 2^bits."""
     whole, width = masks
     shape = (whole.shape[0], table.shape[1])
-    term = c.deal("embed", shape, bits, lambda: ring.matmul(whole, table.lam, bits, width))
+    term = c.deal("embed", shape, bits, lambda: table.times_mask(whole, bits, width))
     return c.tape.precompute("embed", shape, lambda: term - table.times_m(own.to(torch.int64), bits))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from mpc.ring import RING_BITS
 from mpc.shape_tensor import shape_tensor
 from protocols.masked.context import Context, open_value
+from protocols.masked.digit_weight import DigitWeight
 from protocols.masked.product import FixedWeight
 from protocols.masked.shares import Shared
 from protocols.masked.split_weight import SMALL, SplitWeight
@@ -38,36 +39,36 @@ def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
 
 
 async def fixed_weight(
-    c: Context, shape: Sequence[int], share: Tensor | None, ring: tuple[int, int], spread: bool = False
+    c: Context, shape: Sequence[int], share: Tensor | None, ring: tuple[int, int], multiplied: bool = False
 ) -> FixedWeight:
     """Return a weight of `shape`, [in, out] or [out], from this party's share modulo 2^64 (None where there is none).
 
-    ring: fraction bits, and the bits of the largest ring of its products. spread: it may lie at several ranks of the party,
-    since it is used in products with rows alone. The sharing that is kept is m - lam, of which the model's owner knows
-    nothing.
+    ring: fraction bits, and the bits of the largest ring of its products. multiplied: it is used in products with rows
+    alone, so a matrix may lie at several ranks of the party, and on a device as digits. The sharing that is kept is m - lam,
+    of which the model's owner knows nothing.
     """
-    frac, bits = ring
-    width, dtype = (32, torch.int32) if bits <= 32 else (RING_BITS, torch.int64)
-    split = _split(c, shape, (dtype, frac, width)) if spread else None
-    m, own = (_empty(shape, dtype, c.device) if c.evaluating and split is None else shape_tensor(shape) for _ in range(2))
-    masks = _empty(shape, dtype, c.device) if c.tape.dealing else shape_tensor(shape)
+    weight = _to_be_filled(c, shape, ring, multiplied)
+    dtype = torch.int32 if weight.bits <= 32 else torch.int64
     for rows in _blocks(shape):
         size = (rows.stop - rows.start, *shape[1:])
         part = c.blank(size) if share is None else share[rows].to(c.device)
-        opened = await open_value(c, Shared(part, RING_BITS, frac))
-        if split is not None:
-            split.put(rows, opened.m.to(dtype), c.shared(opened).x.to(dtype))
-        elif c.evaluating:
-            m[rows] = opened.m.to(dtype)
-            own[rows] = c.shared(opened).x.to(dtype)
+        opened = await open_value(c, Shared(part, RING_BITS, weight.frac))
+        if c.evaluating:
+            weight.put(rows, opened.m.to(dtype), c.shared(opened).x.to(dtype))
         if c.tape.dealing:
-            masks[rows] = opened.lam.to(dtype)
-    return FixedWeight(m, own, masks, frac, width) if split is None else split
+            weight.put_mask(rows, opened.lam.to(dtype))
+    return weight
 
 
-def _split(c: Context, shape: Sequence[int], form: tuple[torch.dtype, int, int]) -> SplitWeight | None:
-    """Return a weight over the ranks of this party, to be filled; None where it has none, or the weight is not worth it."""
-    if c.ranks is None or not c.evaluating or len(shape) != 2 or torch.Size(shape).numel() < SMALL:
-        return None
-    dtype, frac, width = form
-    return SplitWeight.empty(c.ranks, (shape[0], shape[1]), dtype, (frac, width))
+def _to_be_filled(c: Context, shape: Sequence[int], ring: tuple[int, int], multiplied: bool) -> FixedWeight:
+    """Return a weight in the form that this role keeps it in."""
+    frac, bits = ring
+    width, dtype = (32, torch.int32) if bits <= 32 else (RING_BITS, torch.int64)
+    matrix = multiplied and len(shape) == 2
+    if matrix and c.ranks is not None and c.evaluating and torch.Size(shape).numel() >= SMALL:
+        return SplitWeight.empty(c.ranks, (shape[0], shape[1]), dtype, (frac, width))
+    if matrix and (c.evaluating or c.tape.dealing) and c.device.type not in ("cpu", "meta"):
+        return DigitWeight.empty(shape, (dtype, c.device), (frac, width), c.evaluating)
+    m, own = (_empty(shape, dtype, c.device) if c.evaluating else shape_tensor(shape) for _ in range(2))
+    masks = _empty(shape, dtype, c.device) if c.tape.dealing else shape_tensor(shape)
+    return FixedWeight(m, own, masks, frac, width)

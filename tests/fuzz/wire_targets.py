@@ -21,9 +21,12 @@ from parties.client.sampling_params import SamplingParams
 from parties.client.session import AgreedRequest, ClientSession
 from parties.config.role_config import make_config
 from parties.transport.channel import GrpcChannel
+from parties.transport.line import Line
+from parties.transport.pieces import Piece
+from parties.transport.records import LineCall
 from parties.wire import wire_pb2 as wire
 from parties.wire.draft import kept_rows
-from parties.wire.error_codec import from_failure, to_failure
+from parties.wire.error_codec import Refusal, from_failure, to_failure
 from parties.wire.manifest import Manifest, check_id, new_id
 from parties.wire.shares import collect
 from protocols.bounds import RANGE_KINDS
@@ -158,6 +161,43 @@ def _open(data: bytes) -> None:
     Manifest.parse(message.open.manifest, "client")
 
 
+class _Stored(Line):
+    """A line whose other end has sent some bytes and gone, and which keeps what is sent to it."""
+
+    way = "local"
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.data = data
+
+    def __del__(self) -> None: ...
+
+    def send(self, header: bytes, content: bytes | memoryview) -> None:
+        self.data += header + bytes(content)
+
+    def read(self, size: int) -> bytes:
+        found, self.data = self.data[:size], self.data[size:]
+        if len(found) < size:
+            raise ConnectionError
+        return found
+
+
+def _recorded() -> list[bytes]:
+    """What frames, other messages and a refusal are on a line."""
+    found = []
+    for messages in ([Piece(0, 12, b"x" * 12, 1), *PEER_MESSAGES[4:]], [Piece(1, 9, b"y" * 9, 2)]):
+        line = _Stored()
+        call = LineCall(line, "party1", wire.PeerMessage.FromString)
+        call.write(iter(messages), lambda: None)
+        call.refuse(FAILURE.SerializeToString())
+        found.append(line.data)
+    return found
+
+
+def _records(data: bytes) -> None:
+    for message in LineCall(_Stored(data), "party1", wire.PeerMessage.FromString):
+        message.SerializeToString()
+
+
 def _packed() -> list[bytes]:
     values = torch.arange(12, dtype=torch.int64)
     return [bytes([bits]) + pack(values, bits) for bits in (1, 3, 8, 13, 26, 52, 64)]
@@ -195,6 +235,7 @@ TARGETS: dict[str, Target] = {
     "architecture": Target(_architectures, _architecture),
     "opening": Target(_messages(CLIENT_MESSAGES), _open, (DecodeError,)),
     "frames": Target(lambda: [_framed(PEER_MESSAGES[1:5]), _framed(PEER_MESSAGES[1:3] * 2)], _frames, (DecodeError,)),
+    "records beside gRPC": Target(_recorded, _records, (ConnectionError, Refusal)),
     "outputs": Target(lambda: [_framed(PARTY_MESSAGES), _framed(PARTY_MESSAGES[:6])], _outputs, (DecodeError,)),
     "share chunks": Target(
         lambda: [

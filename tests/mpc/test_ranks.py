@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mpc import ring
+from mpc.device.digits import DigitMatrix
 from mpc.ranks import Block, SplitMatrix, cut
 from tests.mpc.rank_processes import Group, running
 
@@ -53,7 +54,7 @@ def test_products(group: Group, shape: tuple[int, int], bits: int) -> None:
 def test_that_a_rank_holds_its_part_only(group: Group) -> None:
     for shape in ((12, 60), (60, 12)):
         matrix = group.ranks.matrix(shape, torch.int64)
-        assert matrix.own.values.numel() == 12 * 60 // group.ranks.count
+        assert matrix.own.words().numel() == 12 * 60 // group.ranks.count
         assert sum(matrix.width(rank) for rank in range(group.ranks.count)) == 60
 
 
@@ -100,6 +101,20 @@ def test_that_rows_outside_of_a_block_are_not_put_there() -> None:
     values = torch.arange(6)[:, None].expand(6, 2)
     for start in range(6):
         rows = slice(start, start + 1)
-        block.place(rows).copy_(block.of(rows, values[rows]))
-    assert block.values[:, 0].tolist() == [2, 3]
-    assert block.values.stride() == (1, 2)
+        block.put(rows, block.of(rows, values[rows]))
+    assert block.words()[:, 0].tolist() == [2, 3]
+    assert block.words().stride() == (1, 2)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_that_a_block_on_a_device_is_digits(axis: int, device: str) -> None:
+    whole, part = torch.arange(20 * 24).reshape(20, 24) * -(3**30), slice(4, 12)
+    block = Block((20, 24), axis, part, (torch.int64, torch.device("cuda:0")))
+    for rows in (slice(0, 7), slice(7, 20)):
+        block.put(rows, block.of(rows, whole[rows].to(device)))
+    expected = whole[part] if axis == 0 else whole[:, part]
+    assert isinstance(block.values, DigitMatrix)
+    assert torch.equal(block.words().cpu(), expected)
+    for x, turned in ((expected[:, :3].t(), False), (expected[:2], True)):
+        right = x @ (expected.t() if turned else expected)
+        assert torch.equal(block.times(x.contiguous().to(device), 64, turned).cpu(), right)

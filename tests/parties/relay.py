@@ -9,37 +9,48 @@ import time
 
 
 class Relay:
-    """Forwards connections to `target`. forward, backward: bytes so far from the dialer and to it.
+    """Forwards connections to `target`, and to further ones by ports of their own (`also`). forward, backward: bytes so far
+    from the dialer and to it.
 
     open: cleared, nothing passes and nobody is told. slow: seconds that each piece of up to 64 KiB waits.
     """
 
     def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._port = int(self._listener.getsockname()[1])
-        self.address = f"127.0.0.1:{self._port}"
+        self._targets: dict[int, tuple[str, int]] = {}  # by the port that stands for it
+        self._listeners: list[socket.socket] = []
         self.forward = 0
         self.backward = 0
         self.slow = 0.0
         self.open = threading.Event()
         self.open.set()
         self._sockets: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.address = f"127.0.0.1:{self.also(target)}"
+
+    def also(self, target: str) -> int:
+        """Forward to a further target; the port that stands for it."""
+        host, _, port = target.rpartition(":")
+        listener = socket.create_server(("127.0.0.1", 0))
+        own = int(listener.getsockname()[1])
+        self._targets[own] = (host, int(port))
+        self._listen(listener)
+        return own
+
+    def _listen(self, listener: socket.socket) -> None:
+        self._listeners.append(listener)
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
     @property
     def connections(self) -> int:
         """Connections accepted so far."""
         return len(self._sockets) // 2
 
-    def _accept(self) -> None:
-        listener = self._listener
+    def _accept(self, listener: socket.socket) -> None:
+        target = self._targets[int(listener.getsockname()[1])]
         with contextlib.suppress(OSError):
             while True:
                 near, _ = listener.accept()
                 try:
-                    far = socket.create_connection(self._target)
+                    far = socket.create_connection(target)
                 except OSError:
                     near.close()
                     continue
@@ -78,15 +89,17 @@ class Relay:
 
     def stop(self) -> None:
         """As if the relay's process were killed: connections end and nothing listens."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        self._listeners.clear()
         self.cut()
 
     def start(self) -> None:
-        """Listen again, at the same port."""
-        self._listener = socket.create_server(("127.0.0.1", self._port))
-        threading.Thread(target=self._accept, daemon=True).start()
+        """Listen again, at the same ports."""
+        for port in self._targets:
+            self._listen(socket.create_server(("127.0.0.1", port)))
 
     def close(self) -> None:
         """Stop."""

@@ -13,7 +13,6 @@ from torch import Tensor
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from parties.transport.peer_stream import PeerStream
-from parties.wire import wire_pb2 as wire
 from protocols import gumbel
 from tests.parties.conftest import VOCABULARY
 from tests.parties.deployment import Deployment
@@ -26,7 +25,7 @@ LOGIT_TOLERANCE = 0.02  # 16 fraction bits through one layer of a model with log
 def deployment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path
 ) -> Iterator[Deployment]:
-    with Deployment(tmp_path_factory.mktemp("real"), request.param, deadline_seconds=20) as running:
+    with Deployment(tmp_path_factory.mktemp("real"), request.param, deadline_seconds=20, bulk="required") as running:
         running.share(checkpoint)
         yield running
 
@@ -38,15 +37,15 @@ def plain(checkpoint: Path) -> Checkpoint:
 
 def test_greedy_equals_plain(deployment: Deployment, plain: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: dict[str, int] = {}
-    outgoing = PeerStream.outgoing
+    drain = PeerStream.drain
 
-    def count(self: PeerStream) -> Iterator[Any]:
-        for message in outgoing(self):
-            if isinstance(message, wire.PeerMessage) and message.WhichOneof("content") == "frame":
+    def count(self: PeerStream, outbox: Any) -> Iterator[Any]:
+        for message in drain(self, outbox):
+            if message.WhichOneof("content") == "frame":
                 sent[self.session.role] = sent.get(self.session.role, 0) + len(message.frame.payload)
             yield message
 
-    monkeypatch.setattr(PeerStream, "outgoing", count)
+    monkeypatch.setattr(PeerStream, "drain", count)
     for _ in range(2):  # the second session uses the first one's masked weights
         sent.clear()
         result = deployment.client().ask(PROMPT, 2, stop_ids=())

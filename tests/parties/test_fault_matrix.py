@@ -40,3 +40,25 @@ def test_cell(matrix: Matrix, fault: str, phase: str, role: str, kind: type[Exce
         return
     with pytest.raises(kind, match=message):
         raise outcome.error or AssertionError("the session succeeded")
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Matrix]:
+    """With streams between servers that have left gRPC."""
+    running = Matrix(tmp_path_factory.mktemp("beside"), checkpoint, "tls")
+    yield running
+    running.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "phase", "role", "kind", "message"),
+    [
+        ("cut off", "decode", "party1", PeerSilent, "party1: sent nothing for 2 s"),
+        ("killed", "tape", "dealer", PeerLost, "dealer: the connection ended"),
+    ],
+)
+def test_cell_beside_grpc(beside: Matrix, fault: str, phase: str, role: str, kind: type[Exception], message: str) -> None:
+    outcome = beside.cell(fault, phase, role)
+    check(fault, role, outcome)
+    with pytest.raises(kind, match=message):
+        raise outcome.error or AssertionError("the session succeeded")

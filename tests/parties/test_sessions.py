@@ -280,32 +280,35 @@ def test_nothing_secret_is_logged(two: Running, caplog: pytest.LogCaptureFixture
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], list[int]]:
-    """Payload bytes of every frame given to gRPC, by (sender, receiver)."""
+    """Payload bytes of every frame that is sent, by (sender, receiver)."""
     counts: dict[tuple[str, str], list[int]] = {}
-    outgoing = PeerStream.outgoing
+    drain = PeerStream.drain
 
-    def spy(self: PeerStream) -> Iterator[Any]:
-        for message in outgoing(self):
-            if isinstance(message, wire.PeerMessage) and message.WhichOneof("content") == "frame":
+    def spy(self: PeerStream, outbox: Any) -> Iterator[Any]:
+        for message in drain(self, outbox):
+            if message.WhichOneof("content") == "frame":
                 counts.setdefault((self.session.role, self.peer), []).append(len(message.frame.payload))
             yield message
 
-    monkeypatch.setattr(PeerStream, "outgoing", spy)
+    monkeypatch.setattr(PeerStream, "drain", spy)
     return counts
 
 
-@pytest.mark.parametrize("parties", [2, 3])
+@pytest.mark.parametrize(("parties", "way"), [(2, "grpc"), (2, "tls"), (3, "tls")])
 def test_ledger_equals_the_wire(
-    parties: int, tmp_path: Path, checkpoint: Path, counted: dict[tuple[str, str], list[int]]
+    parties: int, way: str, tmp_path: Path, checkpoint: Path, counted: dict[tuple[str, str], list[int]]
 ) -> None:
     toy = Toy(rounds=4, elements=20_000)
-    deployment = Deployment(tmp_path, parties, toy.program)
+    deployment = Deployment(tmp_path, parties, toy.program, bulk="off" if way == "grpc" else "required")
     relay = Relay(deployment.addresses[0])
     near = deployment.values("party", "party1")["parties"]
     near[0] = {"name": "party0", "address": relay.address}
     try:
         for name in ("dealer", *deployment.names):
             deployment.start_one(name, **({"parties": near} if name == "party1" else {}))
+        if way == "tls":
+            lines = deployment.servers["party0"].lines
+            lines.port, lines.local = relay.also(f"127.0.0.1:{lines.port}"), ""  # as on another host
         model = deployment.share(checkpoint)
         for new_tokens in (1, 3):  # the first also loads the weights
             counted.clear()
@@ -320,7 +323,8 @@ def test_ledger_equals_the_wire(
                 assert total["bytes_sent"] == sum(sent) > 0
                 assert total["bytes_received"] == sum(got) == total["bytes_sent"]
                 assert total["messages"] == len(sent) == rounds * (parties - 1)
-            payload = sum(counted["party1", "party0"])
+            relayed = ["party1"] if way == "grpc" else deployment.names[1:]  # a line's port is the same for all peers
+            payload = sum(sum(counted[name, "party0"]) for name in relayed)
             for raw in (relay.forward - forward, relay.backward - backward):
                 assert payload < raw < 1.1 * payload + 20_000
     finally:

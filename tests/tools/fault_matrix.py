@@ -1,4 +1,5 @@
-"""Every fault of every role in every phase: `python -m tests.tools.fault_matrix` prints what a person sees, as a table.
+"""Every fault of every role in every phase: `python -m tests.tools.fault_matrix` prints what a person sees, as a table; with
+`--tls` of streams that have left gRPC.
 
 All roles run in this process, each line between two of them goes through a relay. A killed role is one whose connections end
 and whose address refuses; a paused or cut off one says nothing and its connections stay; a restarted one knows nothing of
@@ -27,6 +28,7 @@ PROMPT = [3, 1]
 TOKENS = 8
 VOCABULARY = 40
 DEADLINE, WINDOW = 2.0, 3.0
+BULK = {"grpc": {"bulk": "off"}, "tls": {"bulk": "required"}}
 LINES = (("client", "party0"), ("client", "party1"), ("party1", "party0"), ("party0", "dealer"), ("party1", "dealer"))
 
 
@@ -47,12 +49,13 @@ class Outcome:
 
 
 class Matrix:
-    """Two parties and a dealer with a relay on every line."""
+    """Two parties and a dealer with a relay on every line. way: of streams between servers, "grpc" or "tls"
+    (`parties.transport.line`)."""
 
-    def __init__(self, folder: Path, checkpoint: Path) -> None:
+    def __init__(self, folder: Path, checkpoint: Path, way: str = "grpc") -> None:
         self.toy = Toy()
         self.deployment = Deployment(
-            folder, 2, self.toy.program, deadline_seconds=DEADLINE, resume_seconds=WINDOW, connect_seconds=3
+            folder, 2, self.toy.program, deadline_seconds=DEADLINE, resume_seconds=WINDOW, connect_seconds=3, **BULK[way]
         )
         addresses = dict(zip([*self.deployment.names, "dealer"], self.deployment.addresses, strict=True))
         self.lines = {line: Relay(addresses[line[1]]) for line in LINES}
@@ -60,7 +63,10 @@ class Matrix:
         self._phase = ""
         self._precision = 8
         for name in ("dealer", "party0", "party1"):
-            self.deployment.start_one(name, **(self._near(name) if name != "dealer" else {}))
+            server = self.deployment.start_one(name, **(self._near(name) if name != "dealer" else {}))
+            if way == "tls" and ("party1", name) in self.lines:
+                port = self.lines["party1", name].also(f"127.0.0.1:{server.lines.port}")
+                server.lines.port, server.lines.local = port, ""  # as on another host
         self.reference = self.deployment.share(checkpoint)
         self.toy.before_round = self._at_round
         self.toy.before_load = self._at_load
@@ -211,7 +217,8 @@ def main() -> int:
     wrong = 0
     print("| role | fault | phase | seconds | what the client sees |\n| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
-        matrix = Matrix(Path(folder) / "deployment", make_checkpoint(Path(folder) / "checkpoint"))
+        way = "tls" if "--tls" in sys.argv[1:] else "grpc"
+        matrix = Matrix(Path(folder) / "deployment", make_checkpoint(Path(folder) / "checkpoint"), way)
         try:
             for fault, phase, role in cells():
                 outcome = matrix.cell(fault, phase, role)

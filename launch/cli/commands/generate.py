@@ -118,12 +118,11 @@ def run(
     from parties.client.sampling_params import SamplingParams
     from protocols.registry import SuiteSpec
 
-    chosen = chosen_decoding(decoding, temperature)
+    spec, chosen = SuiteSpec(suite, options=suite_options(suite_option)), chosen_decoding(decoding, temperature)
     params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
-    spec = SuiteSpec(suite, options=suite_options(suite_option))
     between = chunk_choice(chunks, repair, retrieval, candidates)
-    lengths = prompt_buckets(buckets)
-    request = GenerationRequest((), params, spec, policy, None, chosen_draft(draft), prefix, between, lengths)
+    drafting, lengths = chosen_draft(draft), prompt_buckets(buckets)
+    request = GenerationRequest((), params, spec, policy, None, drafting, prefix, between, lengths)
     check_draft(request)
     asked = messages(system, text) if chat or system is not None else text
     settings = None if config is None else load_role(config, "client", insecure_trust_authority)

@@ -145,14 +145,10 @@ def run(
     keys = _given_keys(api_key_file)
 
     from launch.serve.gateway.settings import GatewaySettings
-    from launch.serve.roles import load_role
-    from parties.client.client import Client
     from protocols.registry import SuiteSpec
 
-    drafting, lengths = _checked_draft(draft, policy), prompt_buckets(buckets)
-    if lengths:
-        _check_padded(lengths, policy, drafting, prefix)
-    client = Client(load_role(config, "client", insecure_trust_authority), keep_connections=True)
+    drafting = _checked_draft(draft, policy, prefix, lengths := prompt_buckets(buckets))
+    client = _client(config, insecure_trust_authority)
     settings = GatewaySettings(
         suite=SuiteSpec(suite, options=suite_options(suite_option)),
         policy=policy,
@@ -173,25 +169,28 @@ def run(
     _serve(client, _catalogue(client, tokenizer, model or []), settings, door, supervised)
 
 
-def _checked_draft(draft: str, policy: str) -> Draft | None:
-    """Return how tokens are guessed. Raises `ConfigurationError` for an unknown policy, or one that verifies no guesses."""
-    from models.generation import check_verifiable
+def _client(config: Path, trust_authority: bool) -> Client:
+    """Return the client of a configuration, whose connections stay."""
+    from launch.serve.roles import load_role
+    from parties.client.client import Client
+
+    return Client(load_role(config, "client", trust_authority), keep_connections=True)
+
+
+def _checked_draft(draft: str, policy: str, prefix: str | None, lengths: tuple[int, ...]) -> Draft | None:
+    """Return how tokens are guessed. lengths: of padded prompts. Raises `ConfigurationError` for an unknown policy, or one
+    that verifies no guesses, and for what padded prompts do not go with."""
+    from models.generation import GenerationPlan, check_verifiable
     from models.policies import parse
 
     known, drafting = parse(policy), chosen_draft(draft)
     if drafting is not None:
         check_verifiable("greedy", known, drafting.plan)
-    return drafting
-
-
-def _check_padded(lengths: tuple[int, ...], policy: str, draft: Draft | None, prefix: str | None) -> None:
-    """Raise `ConfigurationError` for what padded prompts do not go with."""
-    from models.generation import GenerationPlan
-
-    if prefix is not None:
+    if lengths and prefix is not None:
         raise ConfigurationError("--prefix does not go with --prompt-buckets: padding would stand between prefix and prompt")
-    plan = None if draft is None else draft.plan
-    GenerationPlan(min(lengths), 1, policy=policy, draft=plan, padded=True)
+    if lengths:
+        GenerationPlan(min(lengths), 1, policy=policy, draft=None if drafting is None else drafting.plan, padded=True)
+    return drafting
 
 
 @dataclass(frozen=True)

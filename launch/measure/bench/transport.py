@@ -1,4 +1,4 @@
-"""A benchmark's processes connected as in a session: gRPC over mutual TLS, one stream per pair of parties.
+"""A benchmark's processes connected as in a session: gRPC over mutual TLS, one stream per pair of parties, or lines beside.
 
 Links, frames, certificates and chunk sizes are those of `parties`. What differs is the tape: a party fetches a whole segment
 of it before the step that uses it, so that a step's seconds are online seconds.
@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,31 @@ import grpc
 from launch.measure.bench.plan import DEALER, HERE
 from mpc.errors import MpcacheError, PeerLost, PermissionRefused, WireError
 from mpc.tape import chunks
+from parties.config.role_config import RoleConfig, make_config
 from parties.identity.certificates import Identity, check, read_certificates
 from parties.identity.fingerprints import fingerprint_of
 from parties.identity.trust import Peer, Trust
 from parties.names import Role
+from parties.party.rendezvous import Network
+from parties.server.calls import Calls
+from parties.server.incoming import IncomingCalls, Refusals, StreamCall
+from parties.server.lines import Lines
+from parties.server.metrics import Metrics
+from parties.server.permissions import Permissions
+from parties.server.sessions import Sessions
 from parties.transport.connection import abort_if_alive, connect, start_server
 from parties.transport.gathering import Gathering
 from parties.transport.heartbeat import HeartbeatMonitor
-from parties.transport.peer_stream import PeerStream
+from parties.transport.opening import dialled
+from parties.transport.peer_stream import INBOX_LIMIT, PeerStream
+from parties.transport.pieces import whole
+from parties.transport.resumable_stream import ResumableStream
+from parties.transport.resumption import GRPC, Way
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import from_rpc
+from parties.wire.manifest import package_version
 from parties.wire.shares import CHUNK_BYTES
 
 CONNECT_SECONDS = 300.0
@@ -38,6 +52,8 @@ SILENT_SECONDS = 300.0  # an overloaded machine is no failure
 STEP_SECONDS = 3600.0
 POLL_SECONDS = 0.05
 CERTIFICATES = "certificates"
+SESSION = "0" * 32
+LINE_SECONDS = 10.0
 BEAT = wire.PeerMessage(heartbeat=wire.Heartbeat())
 Message = Any
 
@@ -70,20 +86,33 @@ def peers(folder: Path, names: list[str], dealer: str) -> dict[str, Peer]:
 
 
 class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
-    """One party's links to all the others: higher indices dial lower ones, as in a session. Use it in a `with` block."""
+    """One party's links to all the others: higher indices dial lower ones, as in a session. Use it in a `with` block.
 
-    def __init__(self, folder: Path, names: list[str], index: int, host: str = HERE) -> None:
+    way: what the links are; None: what they are in sessions, lines (`parties.transport.line`) where those can be had.
+    """
+
+    def __init__(self, folder: Path, names: list[str], index: int, host: str = HERE, way: Way | None = None) -> None:
         self.folder = folder
         self.names = names
         self.index = index
         self.identity: Identity = check(folder / CERTIFICATES, names[index])
-        self.session = Session("benchmark", names[index])
+        self.session = Session(SESSION, names[index])
         self._peers = peers(folder, names, DEALER)
-        self._trust = Trust(self._peers, lambda: self.identity)
         self.links: dict[int, PeerStream] = {}  # by index, once all are there
         self._joined = Gathering[PeerStream]([n for n in names if n != names[index]], self.session.check)
         self._channels: list[grpc.Channel] = []
-        self._heartbeats = HeartbeatMonitor(SILENT_SECONDS, STEP_SECONDS)
+        config = _configuration(folder, names, index, host, "off" if way == GRPC else "auto")
+        self._network = Network(config, lambda: self.identity, HeartbeatMonitor(SILENT_SECONDS, STEP_SECONDS), 0.0)
+        self._heartbeats = self._network.heartbeats
+        permissions, metrics = Permissions(config), Metrics(config.role, config.name, package_version(), ())
+        refusals = Refusals(config.name, Sessions(config.name), metrics)
+        trust = Trust(self._peers, lambda: self.identity)
+        self._incoming = IncomingCalls(config, trust, lambda id: self.session, self._heartbeats, refusals)
+        self._lines = Lines(config, lambda: self.identity, self._incoming, permissions, Calls(config.name, permissions))
+        if way != GRPC:
+            self._lines.start()
+        if way == "tls":
+            self._lines.local = ""
         add = services.add_ComputePartyServicer_to_server
         self._server, self._threads, port = start_server(
             self.identity, f"{host}:0", lambda server: add(self, server), 2 * len(names)
@@ -95,6 +124,10 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
             self._dial(peer)
         joined = self._joined.wait(CONNECT_SECONDS, "did not connect")
         self.links = {self.names.index(name): stream for name, stream in joined.items()}
+        for stream in self.links.values():
+            with suppress(PeerLost):  # it stays with gRPC
+                if isinstance(stream, ResumableStream) and self._network.config.bulk != "off":
+                    stream.wait_for_line(LINE_SECONDS)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
@@ -109,6 +142,7 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
             channel.close()
         self._heartbeats.stop()
         self._server.stop(0.2).wait(2)
+        self._lines.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _dial(self, peer: int) -> None:
@@ -116,27 +150,44 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
         reached = replace(self._peers[name], address=address_of(self.folder, name))
         channel = connect(self.identity, reached, CONNECT_SECONDS, self.session.check)
         self._channels.append(channel)
-        stream = PeerStream(self.session, name, BEAT)
-        call = services.ComputePartyStub(channel).Exchange(stream.outgoing())
-        stream.start(call, call.cancel)
+        call = lambda channel: services.ComputePartyStub(channel).Exchange  # noqa: E731
+        way = self._network.route(reached, call, wire.PeerMessage.FromString)
+        stream = dialled(self.session, way, SILENT_SECONDS, BEAT)
+        stream.dial(way, channel, wire.PeerMessage(hello=wire.Hello(session=SESSION)))
         self._heartbeats.add(stream)
         self._joined.add(name, stream)
 
     def Exchange(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
         """Let a party of higher index dial."""
-        try:
-            name = self._trust.caller(context).name
-            index = self.names.index(name) if name in self.names else -1
-            if index <= self.index or name in self._joined:
-                raise PermissionRefused(f"'{name}' is no party of a higher index that is not connected yet")
-        except MpcacheError as error:
-            abort_if_alive(context, error)
-        stream = PeerStream(self.session, name, BEAT)
-        context.add_callback(stream.call_over)
-        stream.start(requests, context.cancel)
-        self._heartbeats.add(stream)
-        self._joined.add(name, stream)
-        yield from stream.outgoing()
+        return whole(self._incoming.serve(requests, context, StreamCall(BEAT, self._may_join, self._join)))
+
+    def _may_join(self, name: str) -> None:
+        if name not in self.names[self.index + 1 :]:
+            raise PermissionRefused(f"'{name}' is no party of a higher index")
+
+    def _join(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
+        stream.move(self.session)
+        stream.make_room(INBOX_LIMIT)
+        self._joined.add(stream.peer, stream)
+        return self.session, stream.outgoing()
+
+
+def _configuration(folder: Path, names: list[str], index: int, host: str, bulk: str) -> RoleConfig:
+    """Return a party's configuration as far as connections need it: addresses and keys are those of the run."""
+    return make_config(
+        {
+            "role": "party",
+            "name": names[index],
+            "listen": f"{host}:0",
+            "parties": [{"name": name, "address": f"{HERE}:1"} for name in names],
+            "dealer": {"name": DEALER, "address": f"{HERE}:1"},
+            "certificates": folder / CERTIFICATES,
+            "store": folder / "store",
+            "deadline_seconds": SILENT_SECONDS,
+            "resume_seconds": SILENT_SECONDS,
+            "bulk": bulk,
+        }
+    )
 
 
 class Segments(services.DealerServicer):  # type: ignore[misc]

@@ -33,7 +33,7 @@ def gone() -> bool:
     return not threads()
 
 
-@pytest.mark.parametrize(("parties", "ways"), [(2, ("greedy", "logits", "sample")), (3, ("greedy",))])
+@pytest.mark.parametrize(("parties", "ways"), [(2, ("greedy", "logits", "sample", "padded")), (3, ("greedy",))])
 def test_tokens_and_costs_are_the_same(parties: int, ways: tuple[str, ...], tmp_path: Path, checkpoint: Path) -> None:
     wanted = generate_plain(load_checkpoint(checkpoint), PROMPT, GenerationPlan(len(PROMPT), 4))
     costs: dict[str, Any] = {}
@@ -42,7 +42,9 @@ def test_tokens_and_costs_are_the_same(parties: int, ways: tuple[str, ...], tmp_
             deployment.share(checkpoint)
             for decoding in ways:
                 warm = 1e-4 if decoding == "sample" else None  # at 1e-4 no noise shows
-                asked = {"decoding": decoding, "temperature": warm, "stop_ids": (), "suite": "masked"}
+                asked: dict[str, Any] = {"decoding": decoding, "temperature": warm, "stop_ids": (), "suite": "masked"}
+                if decoding == "padded":
+                    asked |= {"decoding": "greedy", "prompt_buckets": (8,)}
                 result = deployment.client().ask(PROMPT, 4, **asked)
                 assert result.tokens[: len(wanted)] == wanted
                 costs[setting, decoding] = {

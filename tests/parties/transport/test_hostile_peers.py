@@ -21,9 +21,9 @@ from mpc.errors import MpcacheError, WireError
 from parties.client.client import GenerationResult
 from parties.config.role_config import split_address
 from parties.identity.certificates import create_deployment
-from parties.transport.connection import MESSAGE_BYTES
 from parties.wire import wire_pb2 as wire
 from parties.wire.manifest import new_id
+from parties.wire.shares import MESSAGE_BYTES
 from tests.parties.conftest import VOCABULARY, Running, run
 from tests.parties.test_faults import PROMPT, idle, works
 from tests.parties.test_refusals import dial, manifest, outcome

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
-import parties.transport.resumable_stream
+import parties.transport.opening
 from mpc.errors import PeerLost, PeerSilent, WireError
 from parties.transport.opening import accepted, dialled
 from parties.transport.peer_stream import Receiving, Sending
@@ -86,7 +88,7 @@ def test_a_call_that_was_taken_over_is_not_read() -> None:
 
 def test_what_was_said_to_have_arrived_stays_true(monkeypatch: pytest.MonkeyPatch) -> None:
     """From when the dialling side asks for a new call, a late message of the old one is not taken: it comes again."""
-    monkeypatch.setattr(parties.transport.resumable_stream, "dial_again", lambda stream, route: None)
+    monkeypatch.setattr(parties.transport.opening, "dial_again", lambda stream, route: None)
     route = Route("party0", lambda: None, lambda channel: lambda outgoing: iter(()), lambda: "", lambda channel: "")  # type: ignore
     stream = dialled(Session("5" * 32, "client"), route, 5, wire.ClientMessage(heartbeat=wire.Heartbeat()))
     assert isinstance(stream, ResumableStream)
@@ -97,9 +99,42 @@ def test_what_was_said_to_have_arrived_stays_true(monkeypatch: pytest.MonkeyPatc
     again = wire.PartyMessage(progress=wire.Progress(stage="b"), number=2)
     stream.read(iter([again]), 0)
     assert stream.received == 1
-    assert stream.connected(Call(1, SimpleQueue(), lambda: None), 0, route, None)  # type: ignore[arg-type]
+    assert stream.connected(Call(1, SimpleQueue(), lambda: None), 0, "")
     stream.read(iter([again, wire.PartyMessage(end=wire.End(), number=3)]), 1)
     assert [stream.receive().progress.stage for _ in "ab"] == ["a", "b"]
+    assert stream.session.error is None
+
+
+def test_who_has_all_says_so_though_it_was_cut_off() -> None:
+    """The peer of a stream that ended must not wait for its window only because the last word about arrivals was lost."""
+    said: list[wire.Resume] = []
+
+    class Answer:
+        def __next__(self) -> wire.PartyMessage:
+            return wire.PartyMessage(resumed=wire.Resumed())
+
+        def cancel(self) -> None:
+            done.set()
+
+    class Channel:
+        def close(self) -> None: ...
+
+    def call(messages: Iterator[wire.ClientMessage]) -> Answer:
+        said.extend(message.resume for message in messages)
+        return Answer()
+
+    def until_cut(*messages: wire.PartyMessage) -> Iterator[wire.PartyMessage]:
+        yield from messages
+        raise ConnectionError
+
+    done = threading.Event()
+    channel: Any = Channel()
+    route = Route("party0", lambda: channel, lambda channel: call, lambda: "", lambda channel: "")
+    stream = dialled(Session("5" * 32, "client"), route, 5, wire.ClientMessage(heartbeat=wire.Heartbeat()))
+    stream.read(until_cut(wire.PartyMessage(end=wire.End(), number=1)))
+    assert done.wait(10)
+    assert [(one.received, one.epoch) for one in said] == [(1, 1)]
+    assert stream.receiving is Receiving.OVER
     assert stream.session.error is None
 
 

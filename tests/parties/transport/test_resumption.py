@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 import parties.party.rendezvous
+import parties.transport.line_dialling
 import parties.transport.peer_stream
+import parties.transport.redialling
 import parties.transport.resumable_stream
 from mpc.errors import MpcacheError, PeerLost, PermissionRefused, WireError
 from parties.client.client import GenerationResult
@@ -37,10 +39,13 @@ Lines = dict[str, Relay]
 
 
 class Relayed:
-    """Two parties and a dealer; every line that a session needs, but that of client and party1, goes through a relay."""
+    """Two parties and a dealer; every line that a session needs, but that of client and party1, goes through a relay.
 
-    def __init__(self, folder: Path, checkpoint: Path, **settings: Any) -> None:
+    way: what lines between servers are, "grpc" or "tls" (`parties.transport.line`)."""
+
+    def __init__(self, folder: Path, checkpoint: Path, way: str = "grpc", **settings: Any) -> None:
         self.toy = Toy()
+        settings["bulk"] = "off" if way == "grpc" else "required"
         self.deployment = Deployment(folder, 2, self.toy.program, **settings)
         addresses = self.deployment.addresses
         self.lines = {name: Relay(addresses[i]) for name, i in (("client", 0), ("party1", 0), ("dealer", -1))}
@@ -52,6 +57,9 @@ class Relayed:
         self.deployment.start_one("dealer")
         self.deployment.start_one("party0", dealer=dealer)
         self.deployment.start_one("party1", parties=self.near["party1"])
+        for name, line in (("party0", "party1"), ("dealer", "dealer")) if way == "tls" else ():
+            lines = self.deployment.servers[name].lines
+            lines.port, lines.local = self.lines[line].also(f"127.0.0.1:{lines.port}"), ""  # as on another host
         self.deployment.share(checkpoint)
 
     def generate(self, act: Callable[[], None], tokens: int = TOKENS) -> GenerationResult:
@@ -77,9 +85,10 @@ class Relayed:
             line.close()
 
 
-@pytest.fixture(scope="module")
-def relayed(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Relayed]:
-    running = Relayed(tmp_path_factory.mktemp("relayed"), checkpoint, resume_seconds=20, deadline_seconds=30)
+@pytest.fixture(scope="module", params=["grpc", "tls"])
+def relayed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Relayed]:
+    folder = tmp_path_factory.mktemp("relayed")
+    running = Relayed(folder, checkpoint, request.param, resume_seconds=20, deadline_seconds=30)
     running.toy.before_round = slow(0.01)
     yield running
     running.close()
@@ -100,6 +109,7 @@ def restart(line: Relay) -> None:
     line.start()
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("fault", [lose, restart])
 @pytest.mark.parametrize("name", ["client", "party1", "dealer"])
 def test_lost_connection(relayed: Relayed, name: str, fault: Callable[[Relay], None]) -> None:
@@ -158,8 +168,9 @@ class Recorder:
             recorder._first[id(call.outbox)] = recorder._first.get(id(self.outbox), id(self.outbox))
             go_on(self, call, received)
 
-        patch.setattr(parties.transport.peer_stream, "SimpleQueue", Recorded)
-        patch.setattr(parties.transport.resumable_stream, "SimpleQueue", Recorded)
+        parts = parties.transport
+        for module in (parts.peer_stream, parts.resumable_stream, parts.redialling, parts.line_dialling):
+            patch.setattr(module, "SimpleQueue", Recorded)
         patch.setattr(ResumableStream, "_go_on", recorded)
 
     def _record_tapes(self, patch: pytest.MonkeyPatch) -> None:
@@ -238,6 +249,7 @@ def test_the_window_passes(tmp_path: Path, checkpoint: Path) -> None:
         running.close()
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("name", ["client", "party1", "dealer"])
 def test_a_peer_that_was_started_anew(relayed: Relayed, name: str) -> None:
     server = relayed.deployment.servers["dealer" if name == "dealer" else "party0"]

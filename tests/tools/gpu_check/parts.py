@@ -31,7 +31,7 @@ PARTS = {
     "tests": Part(work.tests, 75),
     "token": Part(work.token, 60),
     "prompt": Part(work.prompt, 80),
-    "kernels": Part(work.kernels, 40),
+    "kernels": Part(work.kernels, 55),
     "llama": Part(work.llama, 50),
     "mixed": Part(work.mixed, 20),
     "plain": Part(work.plain, 15),

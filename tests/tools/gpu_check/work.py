@@ -32,7 +32,9 @@ from mpc.ledger import Ledger
 from mpc.random import Prg, new_seed
 from protocols.registry import SuiteSpec
 from tests.devices import STAND_IN, computing_on
+from tests.tools import transport_speed
 from tests.tools.device_counts import KINDS, counted, narrow, run_roles
+from tests.tools.gpu_check.digits import digits
 from tests.tools.gpu_check.timing import Row, ring_elements, synchronise, timed
 
 RECALL = Path(__file__).parents[3] / "models" / "recall"
@@ -125,7 +127,7 @@ def llama(device: str, small: bool) -> Iterator[Row]:
 
 
 def kernels(device: str, small: bool) -> Iterator[Row]:
-    """Products by ring and shape, packing, the generators: right, and how fast."""
+    """Products by ring and shape, of words and of digits, packing, the generators: right, and how fast."""
     place = "cpu" if device == "cpu" else "cuda:0"
     shapes = (
         [(1, 64, 96), (32, 64, 96)] if small else [(1, 768, 3072), (128, 768, 3072), (1, 4096, 11008), (128, 4096, 11008)]
@@ -139,6 +141,7 @@ def kernels(device: str, small: bool) -> Iterator[Row]:
                 work = lambda n, x=there, y=held, bits=bits: ring.matmul(x, y[n % 2], bits)  # noqa: E731
                 name = f"product of {rows} rows, {depth} x {columns}, 2^{bits}"
                 yield timed(name, work, place, operations=2 * rows * depth * columns, ok=right)
+        yield from digits(place, small)
         count = 1 << (12 if small else 24)
         for bits in (1, 20, 38, 64):
             (x,) = ring_elements((count,), bits)
@@ -222,6 +225,9 @@ def processes(device: str, small: bool) -> Iterator[Row]:
     if device == STAND_IN:
         yield {"name": "processes", "skip": "the stand-in lives in one process"}
         return
+    for way in transport_speed.WAYS:
+        for found in transport_speed.measured(way, transport_speed.FEW if small else len(transport_speed.SIZES)):
+            yield {"name": f"rounds of {found['bytes']} bytes, {way}", "ok": True, **found}
     lengths = [["--cached", "24"]] if small else [["--cached", "1024"], ["--prefill", "128"]]
     for length in lengths:
         shape = "tiny" if small else "gpt2"

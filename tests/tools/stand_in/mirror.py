@@ -35,6 +35,9 @@ def mirrored(device: str) -> Iterator[Mirror]:
     def there(x: Any) -> Any:
         return really_to(x.held, device) if isinstance(x, tensor.StandIn) else x
 
+    def as_it_lies(x: Any) -> Any:
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device).copy_(x.held)
+
     def before(func: Any, args: Any, options: Any) -> Any:
         """Compute on the device what the stand-in is about to compute; in-place operations on copies of their own."""
         names = [str(x.dtype).removeprefix("torch.") for x in tree_flatten(args)[0] if isinstance(x, Tensor)]
@@ -42,7 +45,8 @@ def mirrored(device: str) -> Iterator[Mirror]:
         with lock:
             found.seen[key] += 1
         copies = {name: device if name == "device" else value for name, value in options.items()}
-        moved = tree_map(lambda x: there(x).clone() if isinstance(x, tensor.StandIn) else x, args)
+        copied = as_it_lies if func._schema.name == "aten::_int_mm" else lambda x: there(x).clone()
+        moved = tree_map(lambda x: copied(x) if isinstance(x, tensor.StandIn) else x, args)
         try:
             return key, func(*moved, **tree_map(there, copies)), moved
         except RuntimeError as error:

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from mpc.device import keystream, launches, products, triton_launch
 from mpc.device.deferred import Deferred
+from mpc.device.digits import DigitMatrix
 from mpc.device.launches import Launch
 from mpc.generators import CHACHA, GENERATORS
 from tests.tools.stand_in.counts import note
 from tests.tools.stand_in.tensor import CUDA, StandIn, up
 
 FACTORIES = ("zeros", "ones", "full", "empty", "arange", "eye", "tensor", "as_tensor", "triu_indices", "linspace")
+DIGIT_ROWS = "row product of digits"
 _to = Tensor.to
 
 
@@ -92,11 +94,19 @@ def _launched(launch: Launch) -> list[Tensor]:
             node.held = held
 
 
-def _multiplied(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply few rows of words: one kernel."""
-    note("kernel", "row product")
-    left, right = (x.held if isinstance(x, StandIn) else x for x in (a, b))
-    return StandIn(left.to(torch.int64) @ right.to(torch.int64))
+def _multiplied(a: Tensor, b: products.Matrix) -> Tensor:
+    """Multiply few rows: one kernel, which reads the other matrix once."""
+    if isinstance(b, DigitMatrix):
+        note("kernel", DIGIT_ROWS, b.digits.numel())
+        b = DigitMatrix(_held(b.digits), _held(b.memory), b.dtype)
+    else:
+        note("kernel", "row product", b.numel() * b.element_size())
+        b = _held(b)
+    return StandIn(products.by_torch(_held(a), b))
+
+
+def _held(x: Tensor) -> Tensor:
+    return x.held if isinstance(x, StandIn) else x
 
 
 def _made(head: Tensor, first: int, count: int) -> Tensor:
