@@ -206,7 +206,7 @@ class Manifest(ProgramFacts):
             policy=plan.policy,
             draft=0 if plan.draft is None else plan.draft.tokens,
             parties=list(parties),
-            prg={name: prg for name, prg in parties.items() if prg != AES},
+            prg={name: "chacha20" for name, prg in parties.items() if prg == "chacha20"},
             tables=public_tables.digest(architecture),
         )
 
