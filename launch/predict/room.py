@@ -11,7 +11,7 @@ from launch.terminal.console import Settings, byte_count, err
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture
 from models.costs.cached import cache_bytes
-from models.costs.estimation import Tracer, file_bytes
+from models.costs.estimation import Tracer, file_bytes, layer_elements
 from models.costs.memory import START, Held, Memory, memory_of
 from models.costs.tracing import Setting, trace_load
 from models.encoder_architecture import EncoderArchitecture
@@ -42,7 +42,8 @@ def session_memory(architecture: AnyArchitecture, setting: Setting, prompt: int,
         step = Tracer(architecture, setting).step(0, prompt)
     cached = cache_bytes(architecture, setting.behind + prompt, new)
     working = (step.working, step.working)
-    return memory_of(Held(weights, (cached, cached), working, file_bytes(architecture), setting.suite))
+    of_checkpoint = file_bytes(architecture), setting.suite, layer_elements(architecture)
+    return memory_of(Held(weights, (cached, cached), working, *of_checkpoint))
 
 
 def check_room(memory: Memory, parties: int, remedy: str, warn: Warn = _in_yellow) -> str:

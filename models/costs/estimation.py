@@ -47,6 +47,15 @@ def file_bytes(architecture: AnyArchitecture) -> int:
     return FILE_BYTES * architecture.parameters()
 
 
+def layer_elements(architecture: AnyArchitecture) -> int:
+    """Return the weights of the largest layer."""
+    sizes = Counter[str]()
+    for name, shape in architecture.weight_shapes().items():
+        if name.startswith("layers."):
+            sizes[name.split(".")[1]] += math.prod(shape)
+    return max(sizes.values(), default=0)
+
+
 def alike(architecture: AnyArchitecture, setting: Setting) -> tuple[AnyArchitecture, Setting, list[int]]:
     """Return the model reduced to layers that differ, the setting for it, and how many layers each one stands for.
 
@@ -306,6 +315,7 @@ def estimate(
     held = last.cached or CacheBytes(whole, whole)
     later = most_of(s.working for key, s in tracer.lengths.items() if key[0])
     of_session = held.beside(cache_bytes(architecture, setting.before, 1))
+    of_checkpoint = file_bytes(architecture), setting.suite, layer_elements(architecture)
     return Estimate(
         architecture=architecture,
         setting=setting,
@@ -317,7 +327,7 @@ def estimate(
         further=further,
         first_layer=first.layer,
         last_layer=last.layer,
-        memory=memory_of(Held(weights, of_session, (first.working, later), file_bytes(architecture), setting.suite)),
+        memory=memory_of(Held(weights, of_session, (first.working, later), *of_checkpoint)),
         cached=held,
         lengths_traced=len(tracer.lengths),
         seconds=time.perf_counter() - start,

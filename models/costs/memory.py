@@ -22,6 +22,10 @@ LOAD_COPIES = 2.8
 """Copies of a weight's share, 8 bytes an element, while it is opened masked; beside those that are kept."""
 OWNER_COPIES = 2.5
 """Copies of the largest weight in 8 bytes an element at its owner, who folds it: beside the checkpoint's files."""
+CALIBRATING = 30_000_000
+"""Bytes that running a model in plaintext makes torch bring in."""
+CALIBRATION_COPIES = 2.8
+"""Copies in 8 bytes an element, of the largest weight and of a layer, while a model is calibrated: beside its files."""
 BUFFERS = 10_000_000
 """Bytes of messages and tapes on their way."""
 
@@ -45,7 +49,8 @@ STAGES = ("start", "share", "load", "prompt", "token")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by role and stage. A party is the one that holds most."""
+    """Bytes by role and stage. A party is the one that holds most. The owner's "start" is the calibration of a checkpoint
+    that has no bounds yet."""
 
     stages: Mapping[str, Mapping[str, int]]
 
@@ -69,13 +74,15 @@ class Memory:
 class Held:
     """What is counted of a session. weights: elements, and bytes of one at a party, in the order of loading. cached: bytes
     of the session's cache and of a prefix's rows, while the prompt is worked on and behind the last token. working: bytes
-    of a step beyond that, by part of the model: of the prompt, of the largest further one. file: bytes of the checkpoint."""
+    of a step beyond that, by part of the model: of the prompt, of the largest further one. file: bytes of the checkpoint.
+    layer: elements of its largest layer."""
 
     weights: Sequence[tuple[int, int]]
     cached: tuple[int, int]
     working: tuple[Mapping[str, int], Mapping[str, int]]
     file: int
     suite: str = "masked"
+    layer: int = 0
 
 
 def most_of(found: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -114,7 +121,10 @@ def memory_of(held: Held) -> Memory:
         "load": round(SERVING + _loading(held.weights, 0.5, LOAD_COPIES / 2)),
         **steps(loaded / 2, 0.5, factors.dealer, factors.left[1]),
     }
-    owner = {"share": round(START + held.file + OWNER_COPIES * largest)}
+    owner = {
+        "start": round(START + CALIBRATING + held.file + CALIBRATION_COPIES * (largest + 8 * held.layer)),
+        "share": round(START + held.file + OWNER_COPIES * largest),
+    }
     client = dict.fromkeys(STAGES, CLIENT) | dict.fromkeys(("start", "share"), CLIENT_START)
     return Memory({"client": client, "party": party, "dealer": dealer, "model owner": owner})
 

@@ -9,6 +9,7 @@ import pytest
 from launch.local.memory import listening_memory, peak_memory
 from launch.predict import room
 from launch.terminal.console import Settings
+from models.costs.estimation import layer_elements
 from models.costs.memory import BUFFERS, MASKED, SERVING, START, Held, memory_of
 from models.costs.tracing import Setting
 from models.shapes import ENCODER_SHAPES, SHAPES
@@ -41,6 +42,27 @@ def test_stages_by_hand() -> None:
     assert found.stages["dealer"]["prompt"] == SERVING + BUFFERS + 10_000_000 + 20 + 1000 * MASKED.dealer[""]
     owner = found.stages["model owner"]["share"]
     assert found.here(3) == found.peak("client") + 3 * party["share"] + found.stages["dealer"]["share"] + owner
+
+
+@pytest.mark.parametrize(
+    ("largest", "layer", "file", "measured"),
+    [
+        (512 * 96, 112_224, 1_680_128, 332_000_000),
+        (8192 * 768, 7_087_872, 166_866_944, 779_000_000),
+        (50257 * 768, 7_087_872, 340_464_964, 1_547_000_000),
+    ],
+    ids=["small", "four layers of gpt2's", "gpt2's vocabulary"],
+)
+def test_an_owner_that_calibrates(largest: int, layer: int, file: int, measured: int) -> None:
+    """As processes held that calibrated such checkpoints, to within a tenth; a calibrated one takes less."""
+    owner = memory_of(Held([(largest, 16)], (0, 0), ({}, {}), file, layer=layer)).stages["model owner"]
+    assert abs(owner["start"] / measured - 1) < 0.1
+    assert owner["share"] < owner["start"]
+
+
+def test_layers_are_counted_by_their_weights() -> None:
+    assert layer_elements(SHAPES["gpt2"]) == 12 * 768**2 + 9 * 768
+    assert layer_elements(ENCODER_SHAPES["tiny-encoder"]) > 0
 
 
 def test_a_session_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
