@@ -113,7 +113,7 @@ def replace_what_cannot_be_written() -> None:
 def end_without_reader() -> None:
     """End quietly from now on where whoever reads standard output has left (`| head`); the help's console does so, too."""
 
-    def leave(console: Console) -> None:
+    def leave(self: Console) -> None:
         _leave()
 
     Console.on_broken_pipe = leave  # type: ignore[method-assign]

@@ -29,7 +29,7 @@ from mpc.generators import AES
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
 
-PROTOCOL_VERSION = 9
+PROTOCOL_VERSION = 10
 ID_PATTERN = re.compile(r"[0-9a-f]{32}")
 DIGEST_PATTERN = re.compile(r"([0-9a-f]{64})?")
 MANIFEST_BYTES = 1 << 16
