@@ -293,11 +293,10 @@ def estimate(
     if isinstance(architecture, Architecture):
         spec = with_way(setting.spec, architecture, prompt, setting.policy, setting.parties)
         setting = replace(setting, options={**setting.options, **spec.options})
-    drafted = setting.draft is not None
+    drafted, start = setting.draft is not None, time.perf_counter()
     read = isinstance(architecture, Architecture) and architecture.encoder is not None
     cached = setting.cached(architecture, prompt) if isinstance(architecture, Architecture) else prompt
     steps = list(setting.steps(cached, new, kept))
-    start = time.perf_counter()
     with torch.inference_mode():
         tracer = Tracer(architecture, setting, exhaustive, prompt if read else 0)
         load_costs, weights = trace_load(architecture, setting)

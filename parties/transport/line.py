@@ -38,15 +38,31 @@ UNIX_NAME = "\0mpcache-{}"  # without a file: it ends with the listener
 
 
 class Line:
-    """A connected line. One thread sends, another one reads, any may close."""
+    """A connected line. One thread sends, another one reads, any may close. A context of whoever sends
+    or reads."""
 
     way: Way
 
     def __init__(self, plain: socket.socket) -> None:
         self._socket = plain
+        self._open = threading.Lock()  # what follows
+        self._users, self._closed = 0, False
 
     def __del__(self) -> None:
         self._socket.close()
+
+    def __enter__(self) -> None:
+        """Use the socket: its file stays open meanwhile. Raises `OSError` when the line is closed."""
+        with self._open:
+            if self._closed:
+                raise ConnectionError("the line was closed")
+            self._users += 1
+
+    def __exit__(self, *exc: object) -> None:
+        with self._open:
+            self._users -= 1
+            if self._closed and not self._users:
+                self._socket.close()
 
     def send(self, header: bytes, content: bytes | memoryview) -> None:
         """Send a header and what follows it. Waits while the peer does not read; raises `OSError` when the line is lost."""
@@ -58,8 +74,12 @@ class Line:
 
     def close(self) -> None:
         """End the line at once, in both directions; whoever waits at it is woken. The file is closed with the last use."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        with self._open:
+            self._closed = True
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            if not self._users:
+                self._socket.close()
 
 
 class LocalLine(Line):

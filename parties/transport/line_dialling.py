@@ -34,7 +34,7 @@ from parties.wire import wire_pb2 as wire
 from parties.wire.error_codec import Refusal, public
 
 CONNECT_SECONDS = 3.0
-ANSWER_SECONDS = 2.0  # meanwhile the stream stands still
+ANSWER_SECONDS = 2.0  # at most; meanwhile the stream stands still
 
 
 def make_line(identity: Identity, peer: Peer, offer: wire.LineOffer) -> tuple[Line, str]:
@@ -133,7 +133,7 @@ def move(stream: ResumableStream, call: LineCall, key: str) -> None:
         return
     outbox: SimpleQueue[Message | None] = SimpleQueue()
     epoch, message = stream.next_request()
-    timer = threading.Timer(ANSWER_SECONDS, call.cancel)
+    timer = threading.Timer(min(ANSWER_SECONDS, stream.window / 3), call.cancel)
     timer.daemon = True
     timer.start()
     try:

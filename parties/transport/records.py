@@ -42,6 +42,7 @@ class LineCall:
         self.peer = peer
         self._parse = parse
         self._over = threading.Event()  # what comes has ended
+        self._left = {"coming", "going"}  # directions that have not ended
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -49,9 +50,11 @@ class LineCall:
     def __next__(self) -> Any:
         """Return the next message. Raises `Refusal`, `WireError` naming the peer, `OSError` when the line was lost."""
         try:
-            return self._next()
+            with self.line:
+                return self._next()
         except BaseException:
             self._over.set()
+            self._end_of("coming")
             raise
 
     def _next(self) -> Any:
@@ -75,7 +78,8 @@ class LineCall:
         """Send one message. Raises `OSError` when the line was lost."""
         if isinstance(message, Piece):
             size = len(message.payload)
-            self.line.send(HEADER.pack(FRAME, size, message.number, message.sequence, message.size), message.payload)
+            with self.line:
+                self.line.send(HEADER.pack(FRAME, size, message.number, message.sequence, message.size), message.payload)
         else:
             self._send(MESSAGE, message.SerializeToString())
 
@@ -95,6 +99,8 @@ class LineCall:
             self.end()
         except OSError:
             lost()
+        finally:
+            self._end_of("going")
 
     def wait_until_over(self, seconds: float) -> None:
         """Wait so long at most until the peer has ended its direction."""
@@ -105,4 +111,11 @@ class LineCall:
         self.line.close()
 
     def _send(self, kind: int, content: bytes) -> None:
-        self.line.send(HEADER.pack(kind, len(content), 0, 0, 0), content)
+        with self.line:
+            self.line.send(HEADER.pack(kind, len(content), 0, 0, 0), content)
+
+    def _end_of(self, direction: str) -> None:
+        """Note that nothing more goes or comes; behind both directions the line is closed."""
+        self._left.discard(direction)
+        if not self._left:
+            self.line.close()

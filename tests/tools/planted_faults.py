@@ -114,10 +114,10 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "generator starts again at every call",
-        "mpc/random.py",
-        "written = self._stream.update_into(",
-        'written = Cipher(algorithms.AES(bytes(32)), modes.CTR(b"\\0" * 16)).encryptor().update_into(',
-        ("tests/mpc/test_random.py",),
+        "mpc/generators.py",
+        "written = self._cipher.update_into(",
+        'written = Cipher(algorithms.AES(self._key), modes.CTR(b"\\0" * 16)).encryptor().update_into(',
+        ("tests/mpc/test_random.py", "tests/mpc/test_generators.py"),
     ),
     # ---- tape
     Fault(

@@ -83,7 +83,8 @@ def test_tokens_on_shares_are_those_of_plaintext(command: Command) -> None:
 
 
 def test_another_kept_set_on_shares_is_told(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the same tokens: the first head keeps another token, and what follows is about other caches."""
+    """With the same tokens: the first head keeps another token. Other layers go on as they were until the next token; what
+    follows then is about other caches."""
     real = sweep.generate_on_shares
 
     def planted(*given: Any) -> GeneratedOnShares:
@@ -98,9 +99,10 @@ def test_another_kept_set_on_shares_is_told(command: Command, monkeypatch: pytes
     found = command("quality", "--model", RECALL, *asked)
     assert found.code == 0
     text = " ".join(found.out.split())
-    groups = load_checkpoint(RECALL).architecture.kv_heads
-    assert f"Kept sets: {groups - 1} of {groups} equal to plaintext; in the others what was exchanged lies" in text
-    assert f"; {2 * docs.ANSWER_TOKENS * groups - groups} later ones, of caches that such an exchange had changed" in text
+    architecture = load_checkpoint(RECALL).architecture
+    heads = architecture.layers * architecture.kv_heads
+    assert f"Kept sets: {heads - 1} of {heads} equal to plaintext; in the others what was exchanged lies" in text
+    assert f"; {(docs.ANSWER_TOKENS - 1) * heads} later ones, of caches that such an exchange had changed" in text
 
 
 def test_a_different_token_on_shares_fails(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
