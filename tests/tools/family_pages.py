@@ -156,7 +156,8 @@ def _cited(kind: str) -> str:
     ]
     sources = dict.fromkeys(CITED["sources"][source] for _, _, source in largest)
     held = f", which is held {smaller} times smaller here" if smaller != 1 else ""
-    return f"Largest entry of the residual stream{held}, as published: {', '.join(shown)}. Source: {'; '.join(sources)}."
+    what = CITED["what"].get(kind, "Largest entry of the residual stream")
+    return f"{what}{held}, as published: {', '.join(shown)}. Source: {'; '.join(sources)}."
 
 
 def _options(kind: str, family: type[CheckpointFamily], name: str) -> list[str]:

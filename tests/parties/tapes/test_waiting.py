@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,19 @@ def test_waiting_for_tapes_ends(tmp_path: Path, checkpoint: Path) -> None:
         deployment.stop()
 
 
+def dealt_live(dealer: Any) -> list[str]:
+    """Return a list that grows with each session that the running dealer holds."""
+    opened: list[str] = []
+    hold = dealer.hold
+
+    def noted(*rest: Any) -> Any:
+        opened.append("dealt")
+        return hold(*rest)
+
+    dealer.hold = noted
+    return opened
+
+
 def test_the_running_dealer_instead(tmp_path: Path, checkpoint: Path) -> None:
     """Tapes where they serve; for other lengths, and once they are used up, the dealer: each session answers."""
     toy = Toy()
@@ -71,9 +85,7 @@ def test_the_running_dealer_instead(tmp_path: Path, checkpoint: Path) -> None:
         for name in deployment.names:
             shutil.copytree(tmp_path / "later" / name, out / name, dirs_exist_ok=True)
         client, dealer = deployment.client(), deployment.servers["dealer"]
-        opened: list[str] = []
-        hold = dealer.hold
-        dealer.hold = lambda *rest: (opened.append("dealt"), hold(*rest))[1]  # type: ignore[method-assign]
+        opened = dealt_live(dealer)
         for prompt, live in ((PROMPT, False), (PROMPT[:-1], True), (PROMPT, None)):
             before = len(opened)
             result = client.ask(prompt, 3, stop_ids=())
@@ -117,9 +129,7 @@ def test_tapes_of_a_bucket_serve_every_prompt_that_it_holds(tmp_path: Path, chec
         for name in deployment.names:
             shutil.copytree(tmp_path / "later" / name, out / name, dirs_exist_ok=True)
         client, dealer = deployment.client(), deployment.servers["dealer"]
-        opened: list[str] = []
-        hold = dealer.hold
-        dealer.hold = lambda *rest: (opened.append("dealt"), hold(*rest))[1]  # type: ignore[method-assign]
+        opened = dealt_live(dealer)
         seen = []
         for prompt, live in (([3, 17], False), ([3, 17, 8, 30, 5, 1, 1, 2], False), ([3, 17, 8, 30, 5], True)):
             result = client.ask(prompt, 2, suite="masked", stop_ids=(), prompt_buckets=(8, 16))

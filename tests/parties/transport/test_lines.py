@@ -348,6 +348,39 @@ def test_messages_arrive_as_they_were_sent() -> None:
     assert struct.calcsize("<B3xIQQQ") == HEADER.size == 32
 
 
+def test_a_file_is_closed_with_the_last_use() -> None:
+    """Behind the ends of both directions; and of a line that is closed while it is read, by whoever reads it."""
+    call, far = pair()
+    other = LineCall(LocalLine(far), "party0", wire.PeerMessage.FromString)
+    other.write(iter([]), lambda: pytest.fail("lost"))
+    assert list(call) == []
+    assert [file.fileno() >= 0 for file in (call.line._socket, far)] == [True, True]
+    call.write(iter([]), lambda: pytest.fail("lost"))
+    assert call.line._socket.fileno() == -1
+    assert list(other) == []
+    assert far.fileno() == -1
+
+    call, far = pair()
+    ended: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            next(call)
+        except OSError as error:
+            ended.append(error)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    wait_until(lambda: call.line._users == 1)
+    call.line.close()
+    reading.join(5)
+    assert len(ended) == 1
+    assert call.line._socket.fileno() == -1
+    with pytest.raises(OSError, match="the line was closed"):
+        call.end()
+    far.close()
+
+
 def test_both_directions_of_tls_at_once(two: Running) -> None:
     """Encryption is one at a time; waiting for the network is not, so that two sides which send first do not block."""
     near, far = socket.socketpair()
