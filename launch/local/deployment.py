@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import yaml
 
+from launch.local.ports import free_ports
 from launch.local.processes import Child, ProcessEnded, Processes
 from launch.terminal.console import Settings
 from mpc.errors import EnvironmentProblem
@@ -184,18 +184,6 @@ def _environment(parties: int) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = str(max(1, cores // (parties + 1)))
     return {key: os.environ.get(key, threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different ports that nothing listens at now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def _addresses(names: list[str], lab: Hosts | None) -> dict[str, str]:

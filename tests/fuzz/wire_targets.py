@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -167,9 +168,8 @@ class _Stored(Line):
     way = "local"
 
     def __init__(self, data: bytes = b"") -> None:
+        super().__init__(socket.socket())
         self.data = data
-
-    def __del__(self) -> None: ...
 
     def send(self, header: bytes, content: bytes | memoryview) -> None:
         self.data += header + bytes(content)

@@ -16,13 +16,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from launch.cli import main as cli
 from launch.local import signals
 from launch.local.deployment import LocalDeployment, local_deployment
+from launch.local.ports import free_ports
 from launch.local.supervision import SCRATCH_VARIABLE
 from launch.terminal.console import Settings
 from parties.identity.certificates import create_deployment
 from parties.names import Role
 from tests import forked
 from tests.models.random_checkpoints import byte_tokenizer
-from tests.parties.deployment import free_ports, with_fingerprints
+from tests.parties.deployment import with_fingerprints
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from launch.local.ports import free_ports
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client, GenerationResult
 from parties.client.drafting import Draft
@@ -28,17 +28,6 @@ from parties.program import MODEL, Program
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
 from tests import forked
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def with_fingerprints(values: dict[str, Any], fingerprints: Mapping[str, str]) -> dict[str, Any]:

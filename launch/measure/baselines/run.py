@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.lab.lab import Lab
-from launch.local.deployment import free_ports
+from launch.local.ports import free_ports
 from launch.measure.baselines.environment import SPU, python
 from launch.measure.bench.cell import LOCALHOST, Cell
 from launch.measure.bench.measure import spread

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from launch.cluster.router import Router
-from tests.parties.deployment import free_ports
+from launch.local.ports import free_ports
 
 
 @contextmanager

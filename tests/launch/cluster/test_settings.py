@@ -12,8 +12,8 @@ import yaml
 
 from launch.cluster import connection
 from launch.cluster.settings import DealerSettings, load_cluster
+from launch.local.ports import free_ports
 from mpc.errors import ConfigurationError, EnvironmentProblem
-from tests.parties.deployment import free_ports
 
 DEALERS = {"config": "dealer.yaml", "model": "gpt2", "prompts": [5], "tokens": 3, "out": "out"}
 

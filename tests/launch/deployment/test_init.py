@@ -19,13 +19,13 @@ import pytest
 import yaml
 
 from launch.deployment.config_file import applies
+from launch.local.ports import free_ports
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain
 from parties.config.role_config import RoleConfig, load_config
 from parties.identity.certificates import check
 from tests import forked
 from tests.launch.conftest import Command
-from tests.parties.deployment import free_ports
 
 ROOT = Path(__file__).parents[3]
 HOSTS = ["--parties", "party0=10.0.0.10:7000,party1=two.example:7001", "--dealer", "10.0.0.12:443"]

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from launch.local.ports import free_ports
 from mpc.errors import ConfigurationError, PermissionRefused, WireError
 from parties.identity.certificates import check, create_deployment, create_identity
 from parties.identity.trust import Trust
@@ -26,7 +27,7 @@ from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import from_rpc
 from parties.wire.manifest import PROTOCOL_VERSION, package_version
 from tests.parties.conftest import Running
-from tests.parties.deployment import Deployment, free_ports
+from tests.parties.deployment import Deployment
 from tests.parties.toy import Toy
 
 BYTES = 1 << 19
