@@ -55,11 +55,11 @@ class ClusterSettings:
     the two levels; 0: fine by the tokens that stay, coarse twice fine (see `ClusterReader.sizes`). levels: 2, or 1 for fine
     clusters alone; 0: 2 where coarse is given. coarse_share: of the coarse clusters that the fine level chooses from.
     alpha, linear: similarity q . (alpha r_max + (1 - alpha) r_min), or its upper bound with linear false. sinks, window:
-    first and last tokens that always count. per_head: whether each query head chooses for itself, and not those that share
-    keys together, by the sum of theirs, in which a head whose queries are small goes under; one level, by scores. gathering: how attention reaches what was chosen: "products" of three factors,
+    first and last tokens that always count. gathering: how attention reaches what was chosen: "products" of three factors,
     "rows" (gathered keys and values), "scores" (all, lowered by a secret bias where nothing was chosen; one level), or
     "auto": scores where the suite masks cached keys once and there is one level, or each head chooses, else products:
-    `mpcache plan`.
+    `mpcache plan`. per_head: whether each query head chooses for itself (by scores, on one level), and not those that share
+    keys together, by the sum of their similarities, in which heads with small queries go under.
     """
 
     dynamic: float = 1.0
