@@ -94,7 +94,7 @@ class Ledger:
 
     def at(self, key: tuple[str, str] | None = None) -> Cost:
         """Return the sums of one (stage, operation), by default the current one."""
-        key = key or current()
+        key = key or (_stage.get(), _op.get())
         found = self.costs.get(key)
         return found if found is not None else self.costs.setdefault(key, Cost())
 

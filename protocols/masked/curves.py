@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,15 +129,15 @@ def coefficients(kind: str, device: torch.device) -> Tensor:
 @cache
 def ranges(kind: str) -> tuple[float, ...]:
     """Return, of each power e of the mask's position, what |sum_i a_i C(i, e) t^(i - e)| is at most for 0 <= t < 1."""
-    s = SEGMENTS[kind]
+    a = np.array(exact_coefficients(kind))[:, :, None]  # [segments, degree + 1, 1]
+    count = a.shape[1]
+    powers = np.array([[(j / 64) ** k for j in range(65)] for k in range(count)])  # of t
     out = []
-    for e in range(s.degree + 1):
-        highest = 0.0
-        for a in exact_coefficients(kind):
-            for j in range(65):
-                t = j / 64
-                highest = max(highest, abs(sum(a[i] * math.comb(i, e) * t ** (i - e) for i in range(e, s.degree + 1))))
-        out.append(highest)
+    for e in range(count):
+        total = np.zeros((len(a), 65))
+        for i in range(e, count):  # in this order, on every machine
+            total += a[:, i] * math.comb(i, e) * powers[i - e]
+        out.append(float(np.abs(total).max()))
     return tuple(out)
 
 
