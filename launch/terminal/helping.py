@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from launch.terminal.console import write
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SENTENCE = 32  # column in which sentences begin at the latest, where there is room for them beside the names
@@ -20,8 +22,8 @@ class HelpCommand(TyperCommand):
     """A command whose help cuts nothing off."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write usage, what the command does, and its arguments and options."""
-        formatter.write(help_page(self, ctx, formatter.width))
+        """Write the page: here, and not by the formatter, so that a reader who leaves (`| head`) ends it quietly."""
+        write(help_page(self, ctx, formatter.width))
 
     def get_short_help_str(self, limit: int = 0) -> str:
         """Return the whole first paragraph, whatever the limit."""
@@ -32,10 +34,8 @@ class HelpGroup(TyperGroup):
     """A command of commands whose help cuts nothing off."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write usage, what the commands are for, options, and the first paragraph of every command."""
-        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        listed = [(name, one.get_short_help_str()) for name, one in found if one is not None and not one.hidden]
-        formatter.write(f"{help_page(self, ctx, formatter.width)}\nCommands:\n{entries(listed, formatter.width)}")
+        """Write the page, as a command does."""
+        write(help_page(self, ctx, formatter.width))
 
     def get_short_help_str(self, limit: int = 0) -> str:
         """Return the whole first paragraph, whatever the limit."""
@@ -54,7 +54,8 @@ class Commands(typer.Typer):
 
 
 def help_page(command: TyperCommand | TyperGroup, ctx: Any, width: int) -> str:
-    """Return usage, text, arguments and options of a command in lines of at most `width` columns, but for longer words."""
+    """Return a command's page in lines of at most `width` columns, but for longer words: usage, what it does, arguments and
+    options, and the first paragraph of every command in it."""
     lines = [f"{command.get_usage(ctx)}\n"]
     for paragraph in (command.help or "").strip().split("\n\n"):
         lines.append(_filled(paragraph, width, INDENT) + "\n")
@@ -63,6 +64,10 @@ def help_page(command: TyperCommand | TyperGroup, ctx: Any, width: int) -> str:
         found = [record for parameter, record in records if record and parameter.param_type_name == kind]
         if found:
             lines.append(f"{title}:\n" + entries(found, width))
+    if isinstance(command, TyperGroup):
+        inner = [(name, command.get_command(ctx, name)) for name in command.list_commands(ctx)]
+        listed = [(name, one.get_short_help_str()) for name, one in inner if one is not None and not one.hidden]
+        lines.append("Commands:\n" + entries(listed, width))
     return "\n".join(lines)
 
 
