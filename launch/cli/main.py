@@ -55,8 +55,9 @@ from launch.terminal.console import (
     show_error,
     write,
 )
+from launch.terminal.helping import Commands
 
-app = typer.Typer(
+app = Commands(
     help="Private language-model inference on secret shares.",
     no_args_is_help=True,
     add_completion=False,

@@ -64,7 +64,7 @@ def tokenizer_option() -> Any:
 
 
 ModelOption = Annotated[Path, model_option(MODEL_HELP)]
-SuiteOption = Annotated[str, typer.Option("--suite", help="Protocol suite.")]
+SuiteOption = Annotated[str, typer.Option("--suite", help="Protocol suite: masked, or crypten.")]
 PartiesOption = Annotated[int, typer.Option("--parties", min=2, max=16, help="Number of compute parties.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="Where shares are computed on: cpu, cuda, cuda:1 ...")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from launch.terminal.console import out, print_json
+from launch.terminal.helping import Commands
 from launch.terminal.outputs import check_writable_file
 from mpc.errors import ConfigurationError, EnvironmentProblem
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from launch.lab.measure import Link
     from launch.predict.networks import Network
 
-app = typer.Typer(
+app = Commands(
     help="A test bed: each role in a network namespace, with the delay and bandwidth of a network.", no_args_is_help=True
 )
 NameOption = Annotated[str, typer.Option("--name", help="The lab's name.")]
