@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from launch.local import processes
-from tests import covering, forked
+from tests import covering, forked, predictions
 from tests.devices import NAMES, STAND_IN, computing_on
 
 if not torch.cuda.is_available():
@@ -27,6 +27,7 @@ if not torch.cuda.is_available():
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Add `--device`, and what `tests.covering` adds."""
     pluginmanager.register(covering)
+    pluginmanager.register(predictions)
     parser.addoption("--device", choices=NAMES, default="cpu", help="where roles in the tests' process compute")
 
 

@@ -143,6 +143,11 @@ def ranges(kind: str) -> tuple[float, ...]:
 
 # ---- waves -----------------------------------------------------------------------------------------------------------
 @cache
+def _grid_cosines() -> np.ndarray:
+    return np.array([math.cos(2 * math.pi * k / (2 * GRID)) for k in range(2 * GRID)])
+
+
+@cache
 def exact_amplitudes(kind: str, period: int) -> tuple[tuple[int, float], ...]:
     """Return (j, a_j) of E(x) - period / 8 = sum of a_j cos(2 pi j x / period), j odd, for a period of 2^period units."""
     size = 2.0**period
@@ -151,15 +156,9 @@ def exact_amplitudes(kind: str, period: int) -> tuple[tuple[int, float], ...]:
     for i in range(quarter):  # of a quarter period: the rest is its mirror image
         x = (i + 0.5) * size / GRID
         values.append(even_part(kind, x) - size / 8)
-    out = []
+    out, given, cosine, odd = [], np.array(values), _grid_cosines(), 2 * np.arange(quarter) + 1
     for j in range(1, 2 * GRID, 2):
-        a = (
-            8
-            / GRID
-            * math.fsum(
-                v * math.cos(2 * math.pi * (j * (2 * i + 1) % (2 * GRID)) / (2 * GRID)) for i, v in enumerate(values)
-            )
-        )
+        a = 8 / GRID * math.fsum((given * cosine[j * odd % (2 * GRID)]).tolist())
         if abs(a) < SMALLEST:
             break
         out.append((j, a))
