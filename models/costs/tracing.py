@@ -68,12 +68,12 @@ class Costs(dict[Key, float]):
 class StageCosts:
     """One stage's costs for a party, in whole numbers.
 
-    online_bytes: sent to the other parties; offline_bytes: received from the dealer, by the party that gets corrections;
+    bytes_sent: sent to the other parties; offline_bytes: received from the dealer, by the party that gets corrections;
     multiply_adds: of ring matrix products.
     """
 
     rounds: int
-    online_bytes: int
+    bytes_sent: int
     offline_bytes: int
     multiply_adds: int
 
