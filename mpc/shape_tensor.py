@@ -82,16 +82,16 @@ def empty(shape: Sequence[int]) -> Tensor:
 
 class LiveBytes:
     """Bytes of the shape tensors that were made since counting began. now: of those that are still referred to; most: of
-    these at most, by stage."""
+    these at most, by stage and operation."""
 
     def __init__(self) -> None:
         self.now = 0
-        self.most: dict[str, int] = {}
+        self.most: dict[tuple[str, str], int] = {}
 
     def add(self, count: int) -> None:
         """Count bytes of a tensor that appears."""
-        where, _ = current()
         self.now += count
+        where = current()
         self.most[where] = max(self.now, self.most.get(where, 0))
 
 
