@@ -122,6 +122,7 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a check failed, 2 an error or wrong usage, 3 an answer ended because a value left
     its range, 130 Ctrl-C, 141 the reader of its output left, 143 terminated."""
     signals.install()
+    Settings.as_json = Settings.answered = False
     replace_what_cannot_be_written()
     end_without_reader()
     # Worker threads of tokenizers warn after a fork, and gRPC logs what its callers already report as typed errors.
