@@ -209,12 +209,24 @@ def test_a_session_that_computes_gives_up_one_layer_that_another_asks_for(store:
     assert (memory.used_bytes, memory.paged_bytes) == (0, 0)
 
 
+def test_no_more_than_one_layer_is_asked_of_a_session_at_a_time(store: PageStore) -> None:
+    memory = CacheMemory(store, 1 << 30, 1 << 20)
+    (first, mine), (second, others) = session(memory), session(memory)
+    memory.most = 1
+    second.enter(0)
+    assert first.asked == 1  # of layers 0 and 1; it is in the others, as in a prompt
+    assert away(others) == [1, 2, 3]
+    assert away(mine) == []
+    for pager in (first, second):
+        pager.close()
+
+
 def test_what_is_asked_for_stays_where_it_is_needed_by_now_and_goes_before_a_wait(store: PageStore) -> None:
     memory = CacheMemory(store, 1 << 30, 1 << 20)
     pager, layers = session(memory)
     pager.asked = 2
     pager.enter(2)
-    assert (pager.asked, away(layers)) == (None, [])
+    assert (pager.asked, away(layers), memory.counts.read) == (None, [], 0)
     pager.asked = 1
     with pager.waits():
         assert (pager.asked, away(layers)) == (None, [1])
