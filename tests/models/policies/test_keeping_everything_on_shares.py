@@ -36,8 +36,13 @@ IDS = [5, 17, 60, 3]
 WRAPPED = ["full@0;mpcache:preset=clusters,static=1,dynamic=1,sharing=1", "shared:layers=2,apart=0|quest:budget=1"]
 
 
+def layers_of(text: str) -> int:
+    """Two for what names layers, and for a policy in each suite that drops tokens after the prompt; else one."""
+    return 2 if text in (*WRAPPED, "h2o:budget=1", "snapkv:budget=1") else 1
+
+
 def made(folder: Path, layers: int) -> Checkpoint:
-    """A checkpoint of one layer, or of two for what names layers."""
+    """A checkpoint of so many layers."""
     random_checkpoints.save("llama-grouped", folder, layers=layers)
     return load_checkpoint(folder)
 
@@ -91,7 +96,7 @@ def test_tokens_logits_and_costs_are_those_of_the_full_cache(
 
     def asked(text: str) -> Any:
         reseed(monkeypatch)
-        return run(checkpoints[2 if text in WRAPPED else 1], IDS, text, suite)
+        return run(checkpoints[layers_of(text)], IDS, text, suite)
 
     full = {}
     for layers, checkpoint in checkpoints.items():
@@ -100,7 +105,7 @@ def test_tokens_logits_and_costs_are_those_of_the_full_cache(
     for text in [*EVERYTHING, *WRAPPED][
         suite == "crypten" :: 2
     ]:  # each in one of both: what it asks for depends on no suite
-        found, (tokens, logits, costs) = asked(text), full[2 if text in WRAPPED else 1]
+        found, (tokens, logits, costs) = asked(text), full[layers_of(text)]
         assert len(tokens) == len(logits) == NEW
         assert found[0] == tokens, text
         assert all(torch.equal(a, b) for a, b in zip(found[1], logits, strict=True)), text
