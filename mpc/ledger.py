@@ -67,11 +67,6 @@ def operation(name: str) -> Iterator[None]:
         _op.reset(token)
 
 
-def current_stage() -> str:
-    """Return the current stage."""
-    return _stage.get()
-
-
 def current() -> tuple[str, str]:
     """Return the current (stage, operation)."""
     return _stage.get(), _op.get()

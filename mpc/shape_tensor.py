@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mpc.ledger import current_stage
+from mpc.ledger import current
 
 WORD_BYTES = 8
 _ELEMENTWISE = frozenset(
@@ -82,15 +82,15 @@ def empty(shape: Sequence[int]) -> Tensor:
 
 class LiveBytes:
     """Bytes of the shape tensors that were made since counting began. now: of those that are still referred to; most: of
-    these at most, by stage."""
+    these at most, by stage and operation."""
 
     def __init__(self) -> None:
         self.now = 0
-        self.most: dict[str, int] = {}
+        self.most: dict[tuple[str, str], int] = {}
 
     def add(self, count: int) -> None:
         """Count bytes of a tensor that appears."""
-        where = current_stage()
+        where = current()
         self.now += count
         if self.now > self.most.get(where, -1):
             self.most[where] = self.now

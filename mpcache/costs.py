@@ -51,7 +51,7 @@ def estimate(
     >>> costs.session.rounds == costs.first_token.rounds + costs.further_tokens.rounds
     True
     >>> three = estimate("tiny", prompt_tokens=16, new_tokens=3, setting=Setting("masked", parties=3))
-    >>> three.session.online_bytes > costs.session.online_bytes
+    >>> three.session.bytes_sent > costs.session.bytes_sent
     True
     """
     for name, value in (("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens), ("kept", kept)):

@@ -14,6 +14,7 @@ DOCS = ROOT / "docs"
 EXAMPLES = DOCS / "examples"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("families/*.md"), *DOCS.glob("quality/*/*.md")])
 README_WORDS = 1500
+READ, TYPED = 238, 200  # words read and characters typed a minute (Brysbaert 2019; 40 words of 5 characters)
 
 
 def anchors(page: Path) -> set[str]:
@@ -42,6 +43,19 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= README_WORDS
+
+
+def test_an_answer_from_two_hosts_takes_ten_minutes_of_reading_and_typing() -> None:
+    """The README to the link, the page behind it, and its commands."""
+    readme, _, _ = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Who holds what")
+    assert "(docs/hosts.md)" in readme
+    page = (DOCS / "hosts.md").read_text(encoding="utf-8")
+    shown = re.sub(r"\]\([^)]*\)|<!--.*?-->|[|]", " ", readme + page)
+    words = [word for word in shown.split() if re.search(r"\w", word)]
+    commands = re.findall(r"^\$ (.*)$", page, flags=re.MULTILINE)
+    assert len(commands) == 10
+    minutes = len(words) / READ + sum(map(len, commands)) / TYPED
+    assert minutes < 10, f"{len(words)} words, {len(commands)} commands: {minutes:.1f} minutes"
 
 
 def test_every_page_is_found_from_the_index() -> None:

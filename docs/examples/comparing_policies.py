@@ -41,7 +41,7 @@ print(f"{len(policies())} policies are there; {asked[0].questions} questions in 
 def token_cost(policy: str) -> tuple[int, float, float]:
     """Return the rounds of a token of the answer, the MB that a party sends, and the MB that a party is dealt."""
     costs = estimate(MODEL, LENGTH, new_tokens=2, setting=Setting("masked", policy=policy)).further_tokens
-    return costs.rounds, costs.online_bytes / 1e6, costs.offline_bytes / 1e6
+    return costs.rounds, costs.bytes_sent / 1e6, costs.offline_bytes / 1e6
 
 
 # %% [markdown]

@@ -32,7 +32,7 @@ NEW_TOKENS = 5
 # %%
 bounds = calibrated(MODEL).suites["masked"]
 costs = estimate(MODEL, prompt_tokens=26, new_tokens=NEW_TOKENS, setting=Setting("masked", options=bounds))
-predicted = (costs.model_load.rounds + costs.session.rounds, costs.model_load.online_bytes + costs.session.online_bytes)
+predicted = (costs.model_load.rounds + costs.session.rounds, costs.model_load.bytes_sent + costs.session.bytes_sent)
 print(f"predicted: {predicted[0]} rounds, {predicted[1]:,} bytes sent by a party, with loading the model")
 
 # %% [markdown]

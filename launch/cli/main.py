@@ -55,8 +55,9 @@ from launch.terminal.console import (
     show_error,
     write,
 )
+from launch.terminal.helping import Commands
 
-app = typer.Typer(
+app = Commands(
     help="Private language-model inference on secret shares.",
     no_args_is_help=True,
     add_completion=False,
@@ -121,6 +122,7 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a check failed, 2 an error or wrong usage, 3 an answer ended because a value left
     its range, 130 Ctrl-C, 141 the reader of its output left, 143 terminated."""
     signals.install()
+    Settings.as_json = Settings.answered = False
     replace_what_cannot_be_written()
     end_without_reader()
     # Worker threads of tokenizers warn after a fork, and gRPC logs what its callers already report as typed errors.

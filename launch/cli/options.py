@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 
+from launch.terminal.console import Settings
 from launch.terminal.texts import decode_text, read_text_file
 from mpc.errors import ConfigurationError
 
@@ -54,6 +55,12 @@ def model_option(text: str) -> Any:
     return typer.Option("--model", help=text, callback=checkpoint_folder)
 
 
+def asked_for_json(wanted: bool) -> bool:
+    """Remember for the process that standard output is JSON: of an error, too."""
+    Settings.as_json = wanted
+    return wanted
+
+
 def tokenizer_option() -> Any:
     """Return the option --tokenizer; commands get the folder."""
     return typer.Option(
@@ -64,10 +71,18 @@ def tokenizer_option() -> Any:
 
 
 ModelOption = Annotated[Path, model_option(MODEL_HELP)]
-SuiteOption = Annotated[str, typer.Option("--suite", help="Protocol suite.")]
+SuiteOption = Annotated[str, typer.Option("--suite", help="Protocol suite: masked, or crypten.")]
 PartiesOption = Annotated[int, typer.Option("--parties", min=2, max=16, help="Number of compute parties.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="Where shares are computed on: cpu, cuda, cuda:1 ...")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        callback=asked_for_json,
+        is_eager=True,
+        help='Print exactly one JSON object on standard output; of an error, {"error": {"code", "message"}}.',
+    ),
+]
 ConfigOption = Annotated[Path, typer.Option("--config", help="The role's configuration file (YAML).")]
 TrustAuthorityOption = Annotated[
     bool,

@@ -9,6 +9,7 @@ from launch.measure.drawing import EDGE, Look, Plot, label_ends, logarithmic, ne
 from launch.predict.networks import NETWORKS
 from launch.report.network_model import predicted_seconds
 from launch.report.rows import Row, by_label, counted, groups, timed, title_of, tokens
+from launch.terminal.console import digits
 
 PART_NAMES = ("embedding", "attention", "feed-forward", "head", "choice", "other")
 LEAST_SHARE = 0.1  # of a panel's width, for a part's name to fit into its bar
@@ -125,7 +126,7 @@ def network_bars(rows: Sequence[Row]) -> dict[str, Plot]:
                 value = row.seconds if name == "localhost" else predicted_seconds(row, NETWORKS[name])
                 assert value is not None
                 panel.barh(place, value, **Look(place + 1).bar())
-                panel.text(value, place, f" {value:.3g} s", va="center", fontsize=7.5)
+                panel.text(value, place, f" {digits(value)} s", va="center", fontsize=7.5)
             panel.set_title(f"{name}, {'measured' if name == 'localhost' else 'predicted'}", fontsize=9)
             panel.set_yticks(range(len(bars)), [row.label for row in bars] if name == "localhost" else [""] * len(bars))
             panel.tick_params(axis="y", labelsize=7.5)

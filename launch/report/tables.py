@@ -10,7 +10,7 @@ from launch.measure.bench.cell import LOCALHOST
 from launch.predict.networks import NETWORKS
 from launch.report.network_model import comparisons, predicted_seconds
 from launch.report.rows import FULL, Row, by_label, counted, groups, pick, prompts, timed, title_of, tokens
-from launch.terminal.console import byte_count
+from launch.terminal.console import byte_count, digits
 
 NOTHING = ("-", "")
 COLUMNS = ("suite, policy", "rounds", "sent", "dealt", "seconds", "before", "dealer", "memory", "")
@@ -57,7 +57,7 @@ def seconds_text(value: float | None) -> str:
     >>> seconds_text(0.10583), seconds_text(None)
     ('0.106', '-')
     """
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else digits(value)
 
 
 def how(row: Row) -> str:

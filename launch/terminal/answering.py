@@ -47,6 +47,7 @@ class _View:
         self._start = time.perf_counter()
         self._bar = bars()
         self._tasks: dict[str, TaskID] = {}
+        self._waits: set[str] = set()  # stages without an end
         self._pieces: list[str] = []
         self.times: list[float] = []
 
@@ -60,9 +61,16 @@ class _View:
             write("\n")  # the error gets a line of its own
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Show a line for each stage before the first token, and one of tokens where their text does not show them."""
+        """Show a line for each stage before the first token, and one of tokens where their text does not show them; one that
+        has no end, such as for whom it waits, until something goes on."""
         if self._streaming and (self.times or stage == "tokens"):
             return
+        if total:
+            for name in self._waits - {stage}:
+                self._bar.remove_task(self._tasks.pop(name))
+            self._waits.clear()
+        else:
+            self._waits.add(stage)
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage, total=None)
         self._bar.update(self._tasks[stage], completed=done, total=total or None)

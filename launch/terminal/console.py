@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 import traceback
@@ -49,7 +50,10 @@ def as_list(table: Table) -> RenderableType:
     cells = list(zip(*(column.cells for column in table.columns), strict=True))
     for row, (first, *rest) in zip(table.rows, cells, strict=True):
         lines.append(_text(first, row.style or "bold"))
-        lines += [Text(f"  {title}: ").append(_text(cell, "")) for title, cell in zip(titles[1:], rest, strict=True) if cell]
+        room = " " * (len(lines[-1].plain) - len(lines[-1].plain.lstrip()))
+        lines += [
+            Text(f"{room}  {title}: ").append(_text(cell, "")) for title, cell in zip(titles[1:], rest, strict=True) if cell
+        ]
     return Group(*lines)
 
 
@@ -68,10 +72,13 @@ _EXITS = {"range-exceeded": RANGE_EXIT}
 
 
 class Settings:
-    """What `mpcache --debug` and `--yes` set for the whole process."""
+    """What `mpcache --debug` and `--yes`, and a command's `--json`, set for the whole process. answered: whether the JSON
+    object has been printed."""
 
     debug = False
     yes = False
+    as_json = False
+    answered = False
 
 
 def error_line(error: BaseException) -> str:
@@ -98,10 +105,15 @@ def exit_code(error: BaseException) -> int:
 
 
 def show_error(error: BaseException) -> None:
-    """Print the error's line in red, after its traceback when debugging."""
+    """Print the error's line in red, after its traceback when debugging; with --json also `{"error": {"code", "message"}}`
+    on standard output, where no object is there yet."""
     if Settings.debug:
         traceback.print_exception(error)
-    err.print(Text(error_line(error), style="bold red"), soft_wrap=True)
+    line = error_line(error)
+    err.print(Text(line, style="bold red"), soft_wrap=True)
+    if Settings.as_json and not Settings.answered:
+        code = error.code if isinstance(error, MpcacheError) else "internal"
+        print_json({"error": {"code": code, "message": line.partition("]: ")[2]}})
 
 
 def replace_what_cannot_be_written() -> None:
@@ -136,8 +148,21 @@ def write(text: str) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """Print exactly one JSON object, on one line of standard output; with escapes where that is not UTF-8."""
+    Settings.answered = True
     plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     write(json.dumps(value, ensure_ascii=plain, allow_nan=False) + "\n")
+
+
+def digits(value: float) -> str:
+    """Return a number with three digits for a person, whole ones with all of theirs, and never with an exponent.
+
+    >>> digits(0.02814), digits(15.5), digits(2743.2), digits(1.38e4), digits(0)
+    ('0.0281', '15.5', '2,743', '13,800', '0')
+    """
+    if not value or not math.isfinite(value):
+        return f"{value:g}"
+    text = f"{value:,.{min(9, max(0, 2 - math.floor(math.log10(abs(value)))))}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def byte_count(count: float) -> str:

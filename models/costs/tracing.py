@@ -21,6 +21,7 @@ from models.architectures import AnyArchitecture
 from models.cache import KVCache
 from models.chunks import ChunkPlan
 from models.costs.cached import CacheBytes, Watch, held_by_layer, held_bytes
+from models.costs.memory import RANKING
 from models.costs.products import KINDS, Products
 from models.costs.program import NoInputs, StepPlan, encoding_step, fill, load, load_before, registering_step, step
 from models.decoder import Decoder
@@ -69,12 +70,12 @@ class Costs(dict[Key, float]):
 class StageCosts:
     """One stage's costs for a party, in whole numbers.
 
-    online_bytes: sent to the other parties; offline_bytes: received from the dealer, by the party that gets corrections;
+    bytes_sent: sent to the other parties; offline_bytes: received from the dealer, by the party that gets corrections;
     multiply_adds: of ring matrix products.
     """
 
     rounds: int
-    online_bytes: int
+    bytes_sent: int
     offline_bytes: int
     multiply_adds: int
 
@@ -234,10 +235,11 @@ def _live_bytes(memory: bool) -> AbstractContextManager[LiveBytes]:
 
 
 def _working(live: LiveBytes, kept: int) -> dict[str, int]:
-    """Return the most bytes that each part of the model holds, of which it leaves `kept` in the cache."""
+    """Return the most bytes that each part of the model holds, of which it leaves `kept` in the cache; a ranking of tokens
+    is a part of its own, wherever it is asked for."""
     out: dict[str, int] = {}
-    for where, most in live.most.items():
-        part, _ = _part(where, ())
+    for (where, op), most in live.most.items():
+        part = RANKING if op == RANKING else _part(where, ())[0]
         out[part] = max(out.get(part, 0), most - max(0, kept), 0)
     return out
 

@@ -48,7 +48,7 @@ def test_estimate_counts_by_stage() -> None:
     costs = estimate("tiny", prompt_tokens=12, new_tokens=3, setting=Setting("masked", policy="h2o:budget=0.5"))
     for name, value in asdict(costs.session).items():
         assert value == getattr(costs.first_token, name) + getattr(costs.further_tokens, name) > 0
-    assert costs.model_load.online_bytes > 0
+    assert costs.model_load.bytes_sent > 0
     assert costs.memory_bytes > 0
 
 

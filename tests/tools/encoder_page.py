@@ -23,7 +23,7 @@ ROWS = {
 def row(title: str, setting: Setting) -> str:
     """A system's line: bytes sent by all parties together, and dealt."""
     costs = estimate("bert-base", 128, setting=setting).session
-    sent, dealt = setting.parties * costs.online_bytes / 1e9, costs.offline_bytes / 1e9
+    sent, dealt = setting.parties * costs.bytes_sent / 1e9, costs.offline_bytes / 1e9
     rounds = f"{costs.rounds:,}".replace(",", " ")
     return f"| {title} | {setting.parties} and a dealer | {rounds} | {sent:.2f} GB | {dealt:.2f} GB | weights secret |"
 
@@ -32,9 +32,9 @@ def shorter() -> str:
     """The sentence about shorter texts."""
     bert, minilm = (estimate(model, 32).session for model in ("bert-base", "minilm-l6"))
     return (
-        f"Padded to 32 tokens, BERT-base sends {bert.online_bytes / 1e6:.0f} MB a party and is dealt "
+        f"Padded to 32 tokens, BERT-base sends {bert.bytes_sent / 1e6:.0f} MB a party and is dealt "
         f"{bert.offline_bytes / 1e6:.0f} MB, in {bert.rounds} rounds; a sentence of 32 tokens through\n"
-        f"all-MiniLM-L6-v2 takes {minilm.rounds} rounds, {minilm.online_bytes / 1e6:.1f} MB sent by a party and "
+        f"all-MiniLM-L6-v2 takes {minilm.rounds} rounds, {minilm.bytes_sent / 1e6:.1f} MB sent by a party and "
         f"{minilm.offline_bytes / 1e6:.1f} MB dealt."
     )
 

@@ -46,9 +46,11 @@ class Case:
 CASES = (
     Case(RECALL, "masked", (64, 256, 512)),
     Case(RECALL, "masked", (256, 512), (MPCACHE + ",sharing=1",)),
+    Case(RECALL, "masked", (512,), ("h2o:budget=0.4", "snapkv:budget=0.4")),
     Case(RECALL, "crypten", (64, 256, 512), ("full",)),
     Case("qwen2", "masked", (64, 128, 256)),
     Case("qwen2", "masked", (256,), (MPCACHE,)),
+    Case("qwen2", "masked", (512,), (MPCACHE, "h2o:budget=0.4", "snapkv:budget=0.4")),
     Case("qwen2", "crypten", (64, 128, 256), ("full",)),
     Case("gpt2", "masked", (64, 128, 256)),
     Case("gpt2", "masked", (256,), (MPCACHE,)),

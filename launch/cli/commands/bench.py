@@ -260,7 +260,7 @@ def _show_eviction(result: EvictionResult) -> None:
     for column in ("rounds", "sent by\na party", "\noffline", "\nseconds", "preprocessing,\nseconds", "dealer,\nseconds"):
         table.add_column(column, justify="right")
     for s in result.stages:
-        sizes = [byte_count(s.online_bytes), byte_count(s.offline_bytes)]
+        sizes = [byte_count(s.bytes_sent), byte_count(s.offline_bytes)]
         seconds = [f"{x:.2f}" for x in (s.seconds, s.prepare_seconds, s.dealer_seconds)]
         table.add_row(s.name, str(s.rounds), *sizes, *seconds)
     out.print(table)

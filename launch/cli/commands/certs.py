@@ -18,11 +18,12 @@ import typer
 
 from launch.cli.options import ConfigOption
 from launch.terminal.console import out
+from launch.terminal.helping import Commands
 from mpc.errors import ConfigurationError
 
 T = TypeVar("T")
 
-app = typer.Typer(invoke_without_command=True, no_args_is_help=True)
+app = Commands(invoke_without_command=True, no_args_is_help=True)
 
 
 @app.callback()

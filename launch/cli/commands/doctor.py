@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from launch.cli.options import model_option
+from launch.cli.options import JsonOption, model_option
 from launch.terminal.console import out, print_json
 from mpc.errors import MpcacheError
 
@@ -46,7 +46,7 @@ def run(
     ] = None,
     model: Annotated[Path | None, model_option("A checkpoint to look at, or a fetched model: is it calibrated?")] = None,
     port: Annotated[list[int] | None, typer.Option("--port", min=1, max=65535, help="A port that must be free.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check Python, packages, CrypTen, CUDA, memory, ports and certificates. Exit code 1 when something is wrong."""
     findings = [*_environment(), *_machine(), _proxies(), *(_port(p) for p in port or [0])]

@@ -30,7 +30,7 @@ from launch.cli.options import (
     suite_options,
 )
 from launch.local.checks import check_suite
-from launch.terminal.console import byte_count, err, out, print_json
+from launch.terminal.console import byte_count, digits, err, out, print_json
 
 if TYPE_CHECKING:
     from launch.predict.critical_path import CriticalPath
@@ -233,7 +233,7 @@ def _show_in_step(stages: dict[str, InStepSeconds]) -> None:
         out.print(
             f"{c.sessions} sessions in step, {titles[name]}: {c.rounds:.0f} rounds in place of "
             f"{c.sessions * c.rounds:.0f} in turn, {byte_count(c.bytes_sent)} and {byte_count(c.overhead_bytes)} of lists "
-            f"sent by a party, {stage.seconds:.3g} s in place of {stage.seconds_in_turn:.3g}."
+            f"sent by a party, {digits(stage.seconds)} s in place of {digits(stage.seconds_in_turn)}."
         )
 
 
@@ -341,17 +341,17 @@ def _show(found: Estimate, machines: Machines, tied: bool) -> None:
 
     table = Table(box=None, header_style="bold", padding=(0, 1))
     table.add_column("")
-    for column in ("rounds", "sent by\na party", "offline", "multiply-\nadds", f"seconds\n({machines.network.name})"):
+    for column in ("rounds", "sent by\na party", "offline", "multiply-\nadds, 10^9", f"seconds\n({machines.network.name})"):
         table.add_column(column, justify="right")
 
     def add(title: str, costs: Costs, part: str | None = None, count: int = 1, style: str = "") -> None:
         j = stage_json(costs, machines, part, int(not part and costs in (found.first, found.total)))
         numbers = [
-            f"{j['rounds'] / count:.0f}",
-            byte_count(j["online_bytes"] / count),
+            f"{j['rounds'] / count:,.0f}",
+            byte_count(j["bytes_sent"] / count),
             byte_count(j["offline_bytes"] / count),
         ]
-        numbers += [f"{j['multiply_adds'] / count:.3g}", f"{j['seconds'] / count:.3g}"]
+        numbers += [digits(j["multiply_adds"] / count / 1e9), digits(j["seconds"] / count)]
         table.add_row(title, *numbers, style=style)
 
     stages = [("loading the model", found.load, 1), ("prompt, 1st token", found.first, 1)]

@@ -98,7 +98,7 @@ def _show(rows: list[Row]) -> None:
             group = row.group
             shown.add_row(group, style="bold")
         mark = "*" if row.meaning == "relative" else ""
-        bytes_ = (f"{row.online_bytes:.3g}", f"{row.offline_bytes:,.0f}")
+        bytes_ = (f"{row.bytes_sent:.3g}", f"{row.offline_bytes:,.0f}")
         errors = (number(row.error, 2) + mark, number(row.bound, 2) + mark)
         shown.add_row(f"  {row.name}", *errors, str(row.rounds), *bytes_, style="" if row.ok else "bold red")
     out.print(shown)

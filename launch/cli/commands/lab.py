@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from launch.cli.options import JsonOption
 from launch.terminal.console import out, print_json
+from launch.terminal.helping import Commands
 from launch.terminal.outputs import check_writable_file
 from mpc.errors import ConfigurationError, EnvironmentProblem
 
@@ -18,11 +20,10 @@ if TYPE_CHECKING:
     from launch.lab.measure import Link
     from launch.predict.networks import Network
 
-app = typer.Typer(
+app = Commands(
     help="A test bed: each role in a network namespace, with the delay and bandwidth of a network.", no_args_is_help=True
 )
 NameOption = Annotated[str, typer.Option("--name", help="The lab's name.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command("up")

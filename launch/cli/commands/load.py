@@ -17,7 +17,7 @@ from launch.cli.options import (
     suite_options,
 )
 from launch.local.checks import check_suite
-from launch.terminal.console import byte_count, err, out, print_json
+from launch.terminal.console import byte_count, digits, err, out, print_json
 
 if TYPE_CHECKING:
     from launch.measure.load import LoadResult
@@ -88,10 +88,11 @@ def _show(result: LoadResult) -> None:
         table.add_column(column, justify="left" if column == "seconds" else "right")
     for title, key in (("to the first token", "first_token_seconds"), ("between tokens", "seconds_per_token")):
         if found[key] is not None:
-            table.add_row(title, *(f"{value:.3g}" for value in found[key].values()))
+            table.add_row(title, *(digits(value) for value in found[key].values()))
+    rate, decoding = digits(found["tokens_per_second"]), digits(found["decoding_tokens_per_second"])
     out.print(
         f"{found['completed']} of {result.load.sessions} sessions, {found['tokens']} tokens in {found['seconds']:.1f} s: "
-        f"{found['tokens_per_second']:.3g} tokens a second, {found['decoding_tokens_per_second']:.3g} while decoding."
+        f"{rate} tokens a second, {decoding} while decoding."
     )
     out.print(table)
     out.print(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import typer
-
 from launch.terminal.console import err, out
+from launch.terminal.helping import Commands
 
-app = typer.Typer(help="Other systems to compare with: SecretFlow-SPU, in a virtual environment of its own.")
+app = Commands(help="Other systems to compare with: SecretFlow-SPU, in a virtual environment of its own.")
 
 
 @app.command("install")

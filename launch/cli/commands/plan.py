@@ -20,7 +20,7 @@ from launch.cli.options import (
     shape_name,
 )
 from launch.local.checks import check_suite
-from launch.terminal.console import err, out, print_json
+from launch.terminal.console import digits, err, out, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -161,7 +161,7 @@ def _systems_table(found: Sequence[Offer], network: Network, new: int) -> None:
             _megabytes(one.token.offline_bytes),
             _megabytes(one.cache_bytes),
             _megabytes(one.once.bytes_sent),
-            f"{one.in_all(network, new):.3g}",
+            digits(one.in_all(network, new)),
             "" if one.found is None else "{} of {} at {:,}".format(*one.found),
         )
     out.print(table)
@@ -184,11 +184,11 @@ def _record(plan: Plan) -> dict[str, Any]:
             "what": choice.what,
             "problem": choice.problem,
             "rounds": choice.token.rounds,
-            "online_bytes": choice.token.bytes_sent,
+            "bytes_sent": choice.token.bytes_sent,
             "offline_bytes": choice.token.offline_bytes,
             "seconds": choice.seconds(plan.network),
             "once_rounds": choice.once.rounds,
-            "once_online_bytes": choice.once.bytes_sent,
+            "once_bytes_sent": choice.once.bytes_sent,
             "once_offline_bytes": choice.once.offline_bytes,
             "pays_after_tokens": _number(after),
             "pays_after_by_network": {name: _number(n) for name, n in plan.pays_by_network(choice).items()},
@@ -248,7 +248,7 @@ def _table(plan: Plan) -> None:
     table.add_column("clusters,\ngathering", no_wrap=True)
     token, once = (
         ("\nrounds", "sent,\nMB", "offline,\nMB", "\nseconds"),
-        ("once:\nsent, MB", "offline,\nMB", "pays after\ntokens"),
+        ("once:\nsent, MB", "once: off-\nline, MB", "pays after\ntokens"),
     )
     for title in (*token, *once):
         table.add_column(title, justify="right")
@@ -262,7 +262,7 @@ def _table(plan: Plan) -> None:
             str(choice.token.rounds),
             _megabytes(choice.token.bytes_sent),
             _megabytes(choice.token.offline_bytes),
-            f"{choice.seconds(plan.network):.3g}",
+            digits(choice.seconds(plan.network)),
             _megabytes(choice.once.bytes_sent),
             _megabytes(choice.once.offline_bytes),
             "" if choice is plan.full else _tokens(after),

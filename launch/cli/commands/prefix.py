@@ -20,6 +20,7 @@ from launch.cli.options import (
 )
 from launch.local.checks import check_suite
 from launch.terminal.console import err, out, print_json
+from launch.terminal.helping import Commands
 from launch.terminal.texts import read_text_file
 from mpc.errors import ConfigurationError
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from parties.client.model_reference import ModelReference
     from parties.wire.held_prefix import RegisteredPrefix
 
-app = typer.Typer(help="Registered prefixes: texts that are computed once, for sessions to begin behind.")
+app = Commands(help="Registered prefixes: texts that are computed once, for sessions to begin behind.")
 
 ModelNameOption = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="The shared model's name or id; by default the only one.")

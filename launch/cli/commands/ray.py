@@ -12,6 +12,7 @@ from launch.cli.options import JsonOption, agreed_choice
 from launch.local.checks import check_suite
 from launch.local.signals import Terminated
 from launch.terminal.console import err, print_json
+from launch.terminal.helping import Commands
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from launch.cluster.settings import DealerSettings, ReplicaSettings
     from parties.tapes.deal import DealOrder
 
-app = typer.Typer(help="Dealers and replicas on a Ray cluster: pip install 'mpcache[ray]'.", no_args_is_help=True)
+app = Commands(help="Dealers and replicas on a Ray cluster: pip install 'mpcache[ray]'.", no_args_is_help=True)
 
 
 @app.callback()

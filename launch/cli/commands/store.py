@@ -10,12 +10,13 @@ from rich.table import Table
 
 from launch.cli.options import ConfigOption, JsonOption
 from launch.terminal.console import byte_count, err, out, print_json
+from launch.terminal.helping import Commands
 
 if TYPE_CHECKING:
     from parties.config.role_config import RoleConfig
     from parties.party.store_check import Entry
 
-app = typer.Typer(
+app = Commands(
     help="What a compute party keeps on disk: shares of models and of registered prefixes, pages of caches, and tapes."
 )
 

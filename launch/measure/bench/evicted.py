@@ -35,7 +35,7 @@ class StageResult:
 
     name: str
     rounds: int
-    online_bytes: int
+    bytes_sent: int
     offline_bytes: int
     seconds: float
     prepare_seconds: float
@@ -67,7 +67,7 @@ class EvictionResult:
         plan = self.plan
         totals = {
             field: sum(getattr(s, field) for s in self.after_prompt)
-            for field in ("rounds", "online_bytes", "offline_bytes", "seconds", "prepare_seconds", "dealer_seconds")
+            for field in ("rounds", "bytes_sent", "offline_bytes", "seconds", "prepare_seconds", "dealer_seconds")
         }
         return {
             "eviction": True,
@@ -132,7 +132,7 @@ def _stage(plan: BenchPlan, found: Reports, name: str) -> StageResult:
     return StageResult(
         name=name,
         rounds=most.rounds,
-        online_bytes=most.bytes_sent,
+        bytes_sent=most.bytes_sent,
         offline_bytes=max(cost.offline_bytes for cost in totals),
         seconds=statistics.median(found.slowest("seconds", w) for w in where),
         prepare_seconds=statistics.median(found.slowest("prepare_seconds", w) for w in where),

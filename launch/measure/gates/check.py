@@ -94,7 +94,7 @@ class Row:
     error: float
     bound: float
     rounds: int
-    online_bytes: float
+    bytes_sent: float
     offline_bytes: float
 
     @property
@@ -140,7 +140,7 @@ def measure(check: Check, suite: str, parties: int, points: int) -> Row:
         error=_largest(judged),
         bound=bound,
         rounds=max(cost.rounds for cost in found.costs),
-        online_bytes=max(cost.bytes_sent for cost in found.costs) / count,
+        bytes_sent=max(cost.bytes_sent for cost in found.costs) / count,
         offline_bytes=max(cost.offline_bytes for cost in found.costs) / count,
     )
 

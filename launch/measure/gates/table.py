@@ -69,7 +69,7 @@ def row_text(row: Row) -> tuple[str, ...]:
         number(row.error) if row.meaning == "relative" else "",
         "exact" if row.meaning == "exact" else f"{number(row.bound)}{' relative' if row.meaning == 'relative' else ''}",
         str(row.rounds),
-        f"{row.online_bytes:.3g}",
+        f"{row.bytes_sent:.3g}",
         f"{row.offline_bytes:,.0f}",
     )
 

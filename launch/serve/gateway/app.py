@@ -66,7 +66,9 @@ class Gateway:
             Route("/v1/embeddings", _caught(self._embeddings), methods=["POST"]),
         ]
         handlers: Any = {HTTPException: _http_error}
-        guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), settings)
+        known = Starlette(routes=routes, exception_handlers=handlers)
+        known.router.redirect_slashes = False  # a redirection has no body that a client of the API understands
+        guarded = Guard(known, settings)
         self.app: ASGIApp = Access(guarded, self.metrics, frozenset(route.path for route in routes))
 
     @property
@@ -255,7 +257,7 @@ def _caught(endpoint: Endpoint) -> Endpoint:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    known = "/v1/models, /v1/completions, /v1/chat/completions, /v1/responses, /v1/embeddings, /health, /ready"
+    known = "/v1/models, /v1/completions, /v1/chat/completions, /v1/responses, /v1/embeddings, /metrics, /health, /ready"
     what = {404: f"unknown path; there are {known}", 405: "this path does not take this method"}
     message = what.get(error.status_code, error.detail)
     return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()

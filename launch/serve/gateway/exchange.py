@@ -15,6 +15,7 @@ from launch.serve.gateway.errors import ApiError, from_error
 from launch.serve.gateway.generation import Answer, Done, Event, Failed, Generation, Gone, Text
 
 BEAT_SECONDS = 10.0  # a stream says something this often, so that nobody between takes it for dead
+ENDED = ("stop", "length")  # why an answer ends that no failure ends
 GONE_STATUS = 499  # nobody reads it; for the log
 
 
@@ -128,27 +129,32 @@ class Exchange:
         return ApiError(GONE_STATUS, "the connection was closed", "server_error")
 
     def _record(self, status: int, done: Done | None, problem: str = "") -> None:
-        """Write a line of log; of the request it has only lengths, which the parties know too."""
+        """Write a line of log; of the request it has only lengths that the parties know too: a padded prompt's bucket, and
+        of an answer of fixed length all tokens, whatever ended it."""
         over = sum(answer.done is not None for answer in self._answers)
         asked = self._generation.asked[done.index if done else min(over, len(self._answers) - 1)]
-        prompt, most = len(asked.request.prompt_ids), asked.request.params.max_tokens
+        params = asked.request.params
+        prompt, most = asked.request.plan().prompt_tokens, params.max_tokens
+        fixed = params.fixed_length and done is not None and done.reason in ENDED
+        new = most if fixed else len(done.result.tokens) if done else 0
+        reason = "complete" if fixed else done.reason if done else problem
         seconds = time.perf_counter() - self._generation.began
-        tokens = f"{prompt} + {len(done.result.tokens) if done else 0} of {most} tokens"
+        tokens = f"{prompt} + {new} of {most} tokens"
         if done:
             self._metrics.prompt_tokens.inc(prompt)
-            self._metrics.tokens.inc(len(done.result.tokens))
-        session = f", session {done.result.session}, {done.reason}" if done else f": {problem}"
+            self._metrics.tokens.inc(new)
+        session = f", session {done.result.session}, {reason}" if done else f": {problem}"
         model = asked.served.reference.id
         facts = {
             "request": self._shape.name,
             "status": status,
             "model": model,
             "prompt_tokens": prompt,
-            "tokens": len(done.result.tokens) if done else 0,
+            "tokens": new,
             "max_tokens": most,
             "seconds": round(seconds, 4),
             "session": done.result.session if done else None,
-            "outcome": done.reason if done else problem,
+            "outcome": reason,
         }
         text = f"{self._shape.name} {status}, model {model}, {tokens}, {seconds:.2f} s{session}"
         told("answer", text, **{name: value for name, value in facts.items() if value is not None})

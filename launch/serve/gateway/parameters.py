@@ -239,6 +239,8 @@ def parse(kind: type[P], body: bytes, drop: bool = False) -> P:
             found.drop(name)
     if found.stream_options is not None and not found.stream:
         raise invalid("stream_options needs stream: true", "stream_options")
+    if isinstance(found, ChatParameters) and found.top_logprobs and not found.logprobs:
+        raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
     return found
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from launch.terminal.console import error_line
+from launch.terminal.console import Settings, error_line, print_json, show_error
 from mpc.errors import ConfigurationError, PeerLost
 from parties.config.role_config import make_config
 from tests.launch.conftest import Command
@@ -180,3 +181,23 @@ def test_configurations_of_the_documentation() -> None:
     page = (Path(__file__).parents[3] / "docs" / "roles.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     assert {make_config(yaml.safe_load(block)).role for block in blocks} == {"party", "dealer", "client"}
+
+
+def test_an_error_is_json_where_json_was_asked_for(command: Command) -> None:
+    found = command("estimate", "--model", "nothing", "--prompt", 3, "--json")
+    assert found.code == 2
+    assert found.err.startswith("error [configuration]: ")
+    told = json.loads(found.out)
+    assert list(told) == ["error"]
+    assert told["error"]["code"] == "configuration"
+    assert found.err.strip() == f"error [configuration]: {told['error']['message']}"
+    assert command("estimate", "--model", "nothing", "--prompt", 3).out == ""
+
+
+def test_no_second_object_follows_the_answer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that ended at a value beyond its range is printed before the error that says so."""
+    monkeypatch.setattr(Settings, "as_json", True)
+    monkeypatch.setattr(Settings, "answered", False)
+    print_json({"text": "half an"})
+    show_error(ConfigurationError("a value left its range"))
+    assert capsys.readouterr().out == '{"text": "half an"}\n'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whatever the tests' own shell says
 RUN = "from launch.cli.entry import start; start()"
 INTERRUPTED = """
 import os, signal, sys
@@ -25,16 +25,15 @@ sys.meta_path.insert(0, AtImport())
 
 
 def run(code: str, *arguments: str, stdout: int = subprocess.PIPE) -> tuple[int, str]:
-    """A command in a process that hears Ctrl-C, whatever the tests' own shell says: exit code and standard error."""
+    """A command in a process that hears Ctrl-C: exit code and standard error."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", HEARS + code, *arguments],
         cwd=ROOT,
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         timeout=120,
         check=False,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     return done.returncode, done.stderr
 

@@ -27,7 +27,7 @@ from protocols.suite import OutputShare
 from tests.launch.conftest import Command
 
 KEYS = (
-    "suite policy shape layers cached parties rounds_per_layer online_bytes_per_layer online_bytes_total rounds_total "
+    "suite policy shape layers cached parties rounds_per_layer bytes_sent_per_layer bytes_sent_total rounds_total "
     "offline_bytes_total seconds_median dealer_seconds max_logit_error peak_rss_bytes"
 )
 POLICIES = (
@@ -85,9 +85,9 @@ def test_two_parties_over_grpc(command: Command, monkeypatch: pytest.MonkeyPatch
     assert line["suite"] == "masked"
     assert (line["policy"], line["shape"], line["layers"], line["cached"], line["parties"]) == ("full", "tiny", 2, 9, 2)
     assert line["rounds_per_layer"] == sum(cost[0] for cost in layer)
-    assert line["online_bytes_per_layer"] == sum(cost[1] for cost in layer)
+    assert line["bytes_sent_per_layer"] == sum(cost[1] for cost in layer)
     assert line["rounds_total"] == sum(cost[0] for cost in wanted.values())
-    assert line["online_bytes_total"] == sum(cost[1] for cost in wanted.values())
+    assert line["bytes_sent_total"] == sum(cost[1] for cost in wanted.values())
     assert line["offline_bytes_total"] == sum(cost[2] for cost in wanted.values())
     assert 0 < line["seconds_median"] < 600
     assert 0 < line["dealer_seconds"] < 600

@@ -91,7 +91,7 @@ def test_in_processes_over_grpc(command: Command, monkeypatch: pytest.MonkeyPatc
     assert (line["eviction"], line["layers"], line["cached"], line["kept"]) == (True, 2, TOKENS, KEPT)
     assert line["max_error"] < 1e-3
     assert line["same_as_plaintext"] >= KEPT - 1
-    for field in ("rounds", "online_bytes", "offline_bytes"):
+    for field in ("rounds", "bytes_sent", "offline_bytes"):
         assert line["per_layer"][field] == sum(s[field] for s in line["stages"][1:])
     assert all(s["seconds"] > 0 and s["dealer_seconds"] > 0 for s in line["stages"])
     assert "which all cost the same: 32 of 64 tokens stay" in " ".join(done.out.split())

@@ -271,14 +271,14 @@ def test_command_prints_one_json_object(command: Command) -> None:
     rounds, sent = found.total.total("rounds"), found.total.total("bytes_sent")
     work = Rates(1e6, 2e6).seconds(found.total, sessions=1)
     assert work > Rates(1e9, 2e9).seconds(found.total) > 0
-    assert (session["rounds"], session["online_bytes"]) == (rounds, sent)
+    assert (session["rounds"], session["bytes_sent"]) == (rounds, sent)
     dealt = found.total.total("offline_bytes") * 8 / 400e6
     assert session["offline_seconds"] == pytest.approx(dealt)
     dealer = session["dealer_seconds"] + dealt
     assert session["seconds"] == pytest.approx(max(rounds * (0.02 + 0.0003) + sent * 8 / 400e6 + work, dealer))
     parts = record["stages"]["prefill"]["parts"]
     assert set(parts) == {"embedding", "attention", "mlp", "head", "choice"}
-    assert sum(part["online_bytes"] for part in parts.values()) == record["stages"]["prefill"]["online_bytes"]
+    assert sum(part["bytes_sent"] for part in parts.values()) == record["stages"]["prefill"]["bytes_sent"]
     rates = record["rates"]
     assert (rates["vector"], rates["matrix"], rates["measured"], rates["disturbed"]) == (1e6, 2e6, False, "")
 
@@ -377,7 +377,7 @@ def test_bounds_of_a_calibrated_checkpoint_count(command: Command) -> None:
         done = command("estimate", "--model", what, "--prompt", 20, "--new", 2, "--rate", "1,1", "--json", *options)
         assert done.code == 0, done.err
         told: dict[str, Any] = json.loads(done.out)
-        return {"options": told["options"], "stages": {n: s["online_bytes"] for n, s in told["stages"].items()}}
+        return {"options": told["options"], "stages": {n: s["bytes_sent"] for n, s in told["stages"].items()}}
 
     said = [part for name, value in bounds.items() for part in ("--suite-option", f"{name}={value}")]
     assert asked(model) == asked(model / "config.json", *said) != asked(model / "config.json")

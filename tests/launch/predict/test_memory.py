@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
 from launch.local.memory import listening_memory, peak_memory
 from launch.predict import room
 from launch.terminal.console import Settings
-from models.costs.estimation import layer_elements
+from models.costs.estimation import estimate, layer_elements
 from models.costs.memory import BUFFERS, MASKED, SERVING, START, Held, memory_of
 from models.costs.tracing import Setting
-from models.shapes import ENCODER_SHAPES, SHAPES
+from models.shapes import ENCODER_SHAPES, SHAPES, find_shape
 from mpc.errors import EnvironmentProblem
 from mpc.shape_tensor import live_bytes, shape_tensor
 from protocols.registry import SuiteSpec
+
+RECALL = Path(__file__).parents[3] / "models" / "recall" / "gpt2"
 
 
 def test_live_bytes_follow_references() -> None:
@@ -58,6 +61,18 @@ def test_an_owner_that_calibrates(largest: int, layer: int, file: int, measured:
     owner = memory_of(Held([(largest, 16)], (0, 0), ({}, {}), file, layer=layer)).stages["model owner"]
     assert abs(owner["start"] / measured - 1) < 0.1
     assert owner["share"] < owner["start"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "party", "dealer"),
+    [("h2o:budget=0.4", 745_000_000, 665_000_000), ("snapkv:budget=0.4", 703_000_000, 594_000_000)],
+)
+def test_policies_that_rank_all_tokens(policy: str, party: int, dealer: int) -> None:
+    """As processes held in a prompt of 512 tokens of models/recall/gpt2 (`tests.tools.estimate_check`), to within 15 %."""
+    options = {"residual": "8 10", "score": "7 8"}
+    found = estimate(find_shape(str(RECALL)), Setting("masked", 2, policy, options), 512, 2).memory
+    assert abs(found.peak("party") / party - 1) < 0.15
+    assert abs(found.peak("dealer") / dealer - 1) < 0.15
 
 
 def test_layers_are_counted_by_their_weights() -> None:

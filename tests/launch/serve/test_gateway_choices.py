@@ -248,6 +248,28 @@ def test_what_answers_carry_comes_back(gateway: Running) -> None:
         client.create(model="tiny", messages=history, max_tokens=1)
 
 
+def test_what_is_hidden_from_parties_reaches_no_log(parts: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither a padded prompt's length nor where an answer of fixed length ended."""
+    caplog.set_level(logging.INFO)
+    lines = []
+    with serving(*parts, prompt_buckets=(8, 16), fixed_length=True) as running:
+        for prompt, stop in (("a", None), ("aaa", ["n"])):
+            caplog.clear()
+            asked = {"model": "tiny", "prompt": prompt, "max_tokens": 4, "stop": stop}
+            status, _, text = request(running, "/v1/completions", asked)
+            assert status == 200
+            told = json.loads(text)
+            assert told["usage"]["prompt_tokens"] == len(prompt)
+            assert told["choices"][0]["finish_reason"] == ("stop" if stop else "length")
+            said = [r for r in caplog.records if getattr(r, "event", "") == "answer"]
+            lines.append({k: v for k, v in said[0].facts.items() if k not in ("request", "seconds", "session")})  # type: ignore[attr-defined]
+        counted = request(running, "/metrics")[2].decode()
+    assert lines[0] == lines[1]
+    assert (lines[0]["prompt_tokens"], lines[0]["tokens"], lines[0]["outcome"]) == (8, 4, "complete")
+    assert "mpcache_gateway_prompt_tokens_total 16.0" in counted
+    assert "mpcache_gateway_tokens_total 8.0" in counted
+
+
 def test_every_response_is_counted_and_logged(gateway: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     for path, body, wanted in [

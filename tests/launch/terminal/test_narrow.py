@@ -100,3 +100,11 @@ def test_time_left() -> None:
     assert progress.Left(compact=True).render(bar.tasks[0]).plain == "00:07 left"
     bar.update(task, completed=100)
     assert progress.Left(compact=True).render(bar.tasks[0]).plain == ""
+
+
+def test_parts_of_a_stage_are_further_in() -> None:
+    table = Table("", "rounds")
+    table.columns[1].justify = "right"
+    for title in ("prompt", "  attention"):
+        table.add_row(title, "1" * 18)
+    assert printed(30, table) == ["prompt", f"  rounds: {'1' * 18}", "  attention", f"    rounds: {'1' * 18}"]
