@@ -29,6 +29,8 @@ from unittest import mock
 
 import torch
 
+from launch.lab.lab import enter
+
 PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
 # What the first process imports; in its environment, as in `launch.cli.main`, before it does so.
 MODULES = (
@@ -55,9 +57,12 @@ def _module(command: Sequence[str]) -> list[str] | None:
 
 
 def started(command: Sequence[str], **options: Any) -> Any:
-    """Do what `subprocess.Popen` does, forking where the command runs a module of Python."""
-    words = _module(command)
-    return subprocess.Popen(command, **options) if words is None else Forked(words, **options)
+    """Do what `subprocess.Popen` does, forking where the command runs a module of Python, in a network namespace or not."""
+    inside = list(command[:3]) == ["ip", "netns", "exec"]
+    words = _module(command[4:] if inside else command)
+    if words is None:
+        return subprocess.Popen(command, **options)
+    return Forked(words, namespace=command[3] if inside else None, **options)
 
 
 def running(name: str, start: str) -> list[int]:
@@ -91,6 +96,7 @@ class Forked:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         start_new_session: bool = False,
+        namespace: str | None = None,
     ) -> None:
         self.args = list(words)
         self.environment = dict(os.environ if env is None else env)
@@ -104,7 +110,9 @@ class Forked:
             forkserver.ensure_running()
             streams = [_Given(end) for end in theirs]
             self._process = _CONTEXT.Process(
-                target=_become, args=(self.args, self.environment, folder, streams, start_new_session), daemon=True
+                target=_become,
+                args=(self.args, self.environment, folder, streams, start_new_session, namespace),
+                daemon=True,
             )
             self._process.start()
             _STARTED.add(self)
@@ -204,9 +212,18 @@ def _stream(wanted: int | None, number: int, text: bool, errors: str | None) -> 
     return (io.TextIOWrapper(raw, errors=errors, write_through=True) if text else raw), theirs
 
 
-def _become(words: list[str], environment: dict[str, str], folder: str, streams: list[int], own_session: bool) -> None:
+def _become(
+    words: list[str],
+    environment: dict[str, str],
+    folder: str,
+    streams: list[int],
+    own_session: bool,
+    namespace: str | None,
+) -> None:
     """In the new process: run the module as if this were its own start."""
     gc.freeze()  # what all of them share stays shared: the collector writes into none of it
+    if namespace is not None:
+        enter(namespace)
     if own_session:
         os.setsid()
     for number, end in enumerate(streams):

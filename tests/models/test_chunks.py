@@ -24,7 +24,7 @@ from protocols.suite import Suite
 from tests.models.test_prefixes import PROMPT, Roles, Rows, model_of
 
 PREFIX, FIRST, SECOND, QUESTION = PROMPT[:3], PROMPT[3:8], PROMPT[8:14], PROMPT[14:]
-NEW = 4
+NEW = 3
 WHOLE = [*PREFIX, *FIRST, *SECOND, *QUESTION]
 
 

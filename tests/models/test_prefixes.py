@@ -32,7 +32,7 @@ from tests.models import random_checkpoints as checkpoints
 
 PROMPT = [(7 * n * n + 3 * n) % 90 + 3 for n in range(18)]
 BEHIND = 13
-NEW = 4
+NEW = 3
 OWN = len(PROMPT) - BEHIND
 PLAN = GenerationPlan(OWN, NEW, behind=BEHIND)
 

@@ -212,17 +212,20 @@ def test_peer_never_comes(name: str, tmp_path: Path, checkpoint: Path) -> None:
 
 
 def test_party_waits_for_peers_that_start_later(tmp_path: Path, checkpoint: Path) -> None:
-    with Deployment(tmp_path, 2, Toy().program) as deployment:
+    with Deployment(tmp_path, 2, Toy().program, connect_seconds=60) as deployment:
         deployment.share(checkpoint)
         model = deployment.client().models()[0]
         deployment.servers.pop("dealer").stop()
-        threading.Timer(1.0, deployment.start_one, ["dealer"]).start()
         waits: list[str] = []
-        result = deployment.client().ask(
-            PROMPT, 2, model=model, stop_ids=(), on_progress=lambda stage, done, total: waits.append(stage)
-        )
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if "waiting for dealer: nothing listens at" in stage and not waits:
+                waits.append(stage)
+                threading.Thread(target=deployment.start_one, args=("dealer",)).start()
+
+        result = deployment.client().ask(PROMPT, 2, model=model, stop_ids=(), on_progress=progress)
         assert result.tokens == expected(PROMPT, 2, VOCABULARY)
-        assert any("waiting for dealer: nothing listens at" in stage for stage in waits)
+        assert len(waits) == 1
 
 
 def test_occupied_port(two: Running) -> None:

@@ -159,9 +159,9 @@ def test_prompt_shares_are_uniform_and_fresh(two: Running, monkeypatch: pytest.M
         send(self, message)
 
     monkeypatch.setattr(PeerStream, "send_bulk", spy)
-    for _ in range(20):
+    for _ in range(10):
         two.deployment.client().ask([1] * 30, 1)
-    assert [len(part) for part in sent] == [30 * 8] * 20
+    assert [len(part) for part in sent] == [30 * 8] * 10
     everything = bytearray(b"".join(sent))
     words = torch.frombuffer(everything, dtype=torch.int64)
     assert words.unique().numel() == words.numel()
@@ -352,7 +352,7 @@ def test_nothing_leaks(two: Running) -> None:
                 client.ask(PROMPT, 1, options={"no_such_option": True})
         else:
             client.ask(PROMPT, 1, stop_ids=())
-    limit = time.monotonic() + 5
+    limit = time.monotonic() + 60  # of a busy machine
     while (after := in_use())[0] > before[0] + 1 or after[1] > before[1] + 2:
         assert time.monotonic() < limit, f"threads and files: {before} before, {after} after"
         time.sleep(0.1)

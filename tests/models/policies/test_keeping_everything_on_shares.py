@@ -18,7 +18,7 @@ from torch import Tensor
 from launch.local import in_process, shares
 from launch.local.in_process import InProcessSuite
 from launch.local.shares import KeptShares, WeightShares, additive_shares, opened
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder
 from models.generation import GenerationPlan, generate, token_indices
 from models.loaded import load_weights
@@ -27,11 +27,24 @@ from mpc.random import derive_seed
 from protocols.crypten.binding import session as crypten_session
 from protocols.registry import SuiteSpec
 from protocols.suite import OutputShare
+from tests.models import random_checkpoints
 from tests.models.policies.test_policies import EVERYTHING
 from tests.models.test_decoder import saved
 
 NEW = 2
+IDS = [5, 17, 60, 3]
 WRAPPED = ["full@0;mpcache:preset=clusters,static=1,dynamic=1,sharing=1", "shared:layers=2,apart=0|quest:budget=1"]
+
+
+def layers_of(text: str) -> int:
+    """Two for what names layers, and for a policy in each suite that drops tokens after the prompt; else one."""
+    return 2 if text in (*WRAPPED, "h2o:budget=1", "snapkv:budget=1") else 1
+
+
+def made(folder: Path, layers: int) -> Checkpoint:
+    """A checkpoint of so many layers."""
+    random_checkpoints.save("llama-grouped", folder, layers=layers)
+    return load_checkpoint(folder)
 
 
 def reseed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,26 +92,26 @@ def run(checkpoint: Checkpoint, ids: list[int], text: str, suite_name: str) -> t
 def test_tokens_logits_and_costs_are_those_of_the_full_cache(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, checkpoint, ids = saved("llama-grouped", tmp_path)
-    ids = ids[:4]
-    found = {}
-    for text in (
-        "full",
-        *[*EVERYTHING, *WRAPPED][suite == "crypten" :: 2],  # each in one of both: what it asks for depends on no suite
-        "mpcache:preset=clusters,static=1,dynamic=0.6,sharing=1,fine=2,coarse=4,sinks=1,window=1",
-    ):
+    checkpoints = {layers: made(tmp_path / str(layers), layers) for layers in (1, 2)}
+
+    def asked(text: str) -> Any:
         reseed(monkeypatch)
-        found[text] = run(checkpoint, ids, text, suite)
-    *same, other = [text for text in found if text != "full"]
-    tokens, logits, costs = found["full"]
-    assert len(tokens) == len(logits) == NEW
-    for text in same:
-        assert found[text][0] == tokens, text
-        assert all(torch.equal(a, b) for a, b in zip(found[text][1], logits, strict=True)), text
-        assert found[text][2] == costs, text
-    assert not all(
-        torch.equal(a, b) for a, b in zip(found[other][1], logits, strict=True)
-    )  # a budget that leaves tokens out
+        return run(checkpoints[layers_of(text)], IDS, text, suite)
+
+    full = {}
+    for layers, checkpoint in checkpoints.items():
+        reseed(monkeypatch)
+        full[layers] = run(checkpoint, IDS, "full", suite)
+    for text in [*EVERYTHING, *WRAPPED][
+        suite == "crypten" :: 2
+    ]:  # each in one of both: what it asks for depends on no suite
+        found, (tokens, logits, costs) = asked(text), full[layers_of(text)]
+        assert len(tokens) == len(logits) == NEW
+        assert found[0] == tokens, text
+        assert all(torch.equal(a, b) for a, b in zip(found[1], logits, strict=True)), text
+        assert found[2] == costs, text
+    other = asked("mpcache:preset=clusters,static=1,dynamic=0.6,sharing=1,apart=0,fine=2,coarse=4,sinks=1,window=1")
+    assert not all(torch.equal(a, b) for a, b in zip(other[1], full[1][1], strict=True))  # a budget that leaves tokens out
 
 
 def test_other_seeds_give_other_roundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -113,8 +114,8 @@ CASES = {"cake": cake_case, "compresskv": compresskv_case}
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_tokens_that_stay_are_the_formulas(name: str) -> None:
-    """1 000 cases, R = 1, 2 and 4, from B = window + 1 to T = B + 1; the window itself stays."""
-    for number in range(1000):
+    """Cases with R = 1, 2 and 4, from B = window + 1 to T = B + 1; the window itself stays."""
+    for number in range(420):  # a third of what all remainders make together: every pair of choices occurs
         text, told, group, window, expected = CASES[name](number)
         found = kept(text, told, group, window)
         tokens = told[0].shape[1]
@@ -277,7 +278,7 @@ def test_lazy_eviction_on_shares(suite: str, parties: int) -> None:
     def secure(program: Any, inputs: list[torch.Tensor]) -> Any:
         return run_secure(suite, parties, program, inputs)
 
-    apart = [case for case in map(lazy_case, range(400)) if case[2].margin > 6e-3][:3]
+    apart = list(islice((case for case in map(lazy_case, range(400)) if case[2].margin > 6e-3), 3))
     assert len(apart) == 3
     for text, case, hand in apart:
         keys, values = lazy_found(text, case, secure)

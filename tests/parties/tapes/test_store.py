@@ -20,9 +20,11 @@ from mpc.errors import EnvironmentProblem, TapeError
 from parties.tapes import journal as tape_journal
 from parties.tapes import store as tape_store
 from parties.tapes.journal import RECORD_BYTES, Journal
+from tests import forked
 from tests.parties import tape_folders as tapes
 from tests.parties.deployment import Deployment
 
+ROOT = Path(__file__).parents[3]
 TAPES, SESSIONS = ["a" * 32, "b" * 32, "c" * 32], ["1" * 32, "2" * 32, "3" * 32]
 LOAD, STORING = "d" * 32, "4" * 32
 
@@ -232,33 +234,13 @@ def test_all_is_on_disk_before_the_first_byte_is_read(
     assert order.index("destroy") < order.index(seed) < order.index(folder) < order.index("read")  # each one on disk
 
 
-TAKER = """
-import json, sys
-from pathlib import Path
-from mpc.errors import TapeError
-from parties.identity.certificates import check
-from parties.tapes.store import TapeStore
-from parties.identity.trust import Peer
-root, own, pairs = Path(sys.argv[1]), check(Path(sys.argv[2]), "party1"), json.loads(sys.argv[3])
-store, got = TapeStore(root, "party1", 1, Peer("dealer", "dealer"), lambda: own), []
-print("ready", flush=True)
-sys.stdin.readline()
-while True:
-    try:
-        got.append(store.take([tuple(p) for p in pairs], sys.argv[4], "7" * 32).header.tape)
-    except TapeError:
-        break
-print(json.dumps(got))
-"""
-
-
 def test_two_processes_never_take_the_same(deployment: Deployment, tmp_path: Path, checkpoint: Path) -> None:
     tapes.deal_toy(deployment, checkpoint, tmp_path / "out", sessions=12, new_tokens=1)
     root = tmp_path / "out" / "party1"
     pairs = offered(tapes.store(deployment, root), checkpoint, new_tokens=1)
-    command = [sys.executable, "-c", TAKER, str(root), str(deployment.certificates), json.dumps(pairs)]
+    command = [sys.executable, "-m", "tests.parties.tapes.taker", str(root), str(deployment.certificates), json.dumps(pairs)]
     both = [
-        subprocess.Popen([*command, session], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        forked.started([*command, session], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for session in SESSIONS[:2]
     ]
     for process in both:
