@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from mpc import timeline
 from mpc.errors import PeerLost, PeerSilent, WireError
-from mpc.ledger import Cost, Ledger, current
+from mpc.ledger import Ledger, current
 
 DEADLINE_SECONDS = 30.0
 
@@ -75,20 +75,15 @@ class Channel(ABC):
             booked = next(iter(keys))
             timeline.active.spans.append(timeline.Span("send", *booked, start, sent_at - start, sent_total))
             timeline.active.spans.append(timeline.Span("wait", *booked, sent_at, start + seconds - sent_at))
-        first = True
+        first = self.ledger.at(next(iter(keys)))
+        first.rounds += 1
+        first.messages += len(outgoing)
+        first.seconds_waiting += seconds
         for key, part in keys.items():
             exact = part if isinstance(part, tuple) else (sent_total * part // weight, received_total * part // weight)
             cost = self.ledger.at(key)
-            cost.add(
-                Cost(
-                    bytes_sent=exact[0],
-                    bytes_received=exact[1],
-                    rounds=int(first),
-                    messages=len(outgoing) if first else 0,
-                    seconds_waiting=seconds if first else 0.0,
-                )
-            )
-            first = False
+            cost.bytes_sent += exact[0]
+            cost.bytes_received += exact[1]
         return received
 
     def transfer(self, outgoing: Mapping[int, bytes], incoming: Mapping[int, int]) -> tuple[dict[int, bytes], float]:

@@ -89,7 +89,12 @@ class Stream:
         """Return `count` bytes from byte `start` on, writable uint8 [count]; what follows begins with the next entry."""
         whole = self._generator.padded(count)
         buffer = np.empty(whole + _SPARE, dtype=np.uint8)
-        view, at, segment = buffer.data, 0, self._generator.segment
+        segment = self._generator.segment
+        if self._cipher is not None and start == self._at and whole <= _PIECE and start % segment + whole < segment:
+            self._cipher.update_into(_ZEROS[:whole], buffer.data)
+            self._at += whole
+            return buffer[:count]
+        view, at = buffer.data, 0
         while at < whole:
             size = min(whole - at, segment - (start + at) % segment)
             self._fill(view[at : at + size + _SPARE], start + at, size)

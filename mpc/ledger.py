@@ -67,6 +67,11 @@ def operation(name: str) -> Iterator[None]:
         _op.reset(token)
 
 
+def current_stage() -> str:
+    """Return the current stage."""
+    return _stage.get()
+
+
 def current() -> tuple[str, str]:
     """Return the current (stage, operation)."""
     return _stage.get(), _op.get()
@@ -94,7 +99,7 @@ class Ledger:
 
     def at(self, key: tuple[str, str] | None = None) -> Cost:
         """Return the sums of one (stage, operation), by default the current one."""
-        key = key or current()
+        key = key or (_stage.get(), _op.get())
         found = self.costs.get(key)
         return found if found is not None else self.costs.setdefault(key, Cost())
 

@@ -32,6 +32,8 @@ from mpc.timeline import timed
 SEED_BYTES = 32
 _LEAST_AHEAD, _MOST_AHEAD = 1 << 14, 1 << 22  # bytes that are made for a device at once
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_SIGNED = {width: np.dtype(f"<i{width}") for width in _INTEGERS}  # as the stream is read, and as the machine has them
+_NATIVE = {width: np.dtype(f"i{width}") for width in _INTEGERS}
 
 
 def new_seed() -> bytes:
@@ -143,7 +145,7 @@ class Prg:
 
     @staticmethod
     def _read(raw: np.ndarray, width: int, shape: Sequence[int]) -> Tensor:
-        return torch.from_numpy(raw.view(f"<i{width}").astype(f"i{width}", copy=False)).reshape(tuple(shape))
+        return torch.from_numpy(raw.view(_SIGNED[width]).astype(_NATIVE[width], copy=False)).reshape(tuple(shape))
 
     def ring(self, shape: Sequence[int], bits: int = 64, device: torch.device | str = "cpu") -> Tensor:
         """Return the next uniform elements of Z_2^bits, int64, of `shape`.

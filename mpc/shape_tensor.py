@@ -90,9 +90,10 @@ class LiveBytes:
 
     def add(self, count: int) -> None:
         """Count bytes of a tensor that appears."""
-        self.now += count
         where = current()
-        self.most[where] = max(self.now, self.most.get(where, 0))
+        self.now += count
+        if self.now > self.most.get(where, -1):
+            self.most[where] = self.now
 
 
 class Held:
@@ -151,12 +152,10 @@ class ShapeTensor:
         return self.meta.numel()
 
     def _binary(self, other: Any) -> ShapeTensor:
-        shape = getattr(other, "shape", None)
-        if (not shape or shape == self.meta.shape) and self.held is None:
-            return self
-        if not shape:
-            return new_shape_tensor(self.meta.shape)
-        return new_shape_tensor(broadcast(self.meta.shape, shape))
+        shape, own = getattr(other, "shape", None), self.meta.shape
+        if not shape or shape == own:
+            return self if self.held is None else new_shape_tensor(own)
+        return new_shape_tensor(broadcast(own, shape))
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _binary
     __and__ = __rand__ = __xor__ = __rxor__ = __or__ = _binary
@@ -285,11 +284,11 @@ def _of_shape(shape: tuple[int, ...]) -> ShapeTensor:
 def new_shape_tensor(shape: Sequence[int], element_bytes: int = WORD_BYTES) -> ShapeTensor:
     """Return a tensor without content of `shape`: as nothing can be written into it, one serves all that ask, but where what
     is alive is counted (`live_bytes`), then of elements of so many bytes."""
+    known = _of_shape(tuple(shape))
     live = _live.get()
     if live is None:
-        return _of_shape(tuple(shape))
-    meta = empty(shape)
-    return ShapeTensor(meta, Held(live, meta.numel() * element_bytes))
+        return known
+    return ShapeTensor(known.meta, Held(live, known.meta.numel() * element_bytes))
 
 
 def shape_tensor(shape: Sequence[int], element_bytes: int = WORD_BYTES) -> Tensor:

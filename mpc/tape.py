@@ -146,10 +146,12 @@ class DealerTape(Tape):
 
     def _header(self, text: str, size: int, everyone: bool = False) -> None:
         digest = hashlib.sha256(f"{self.position} {text}".encode()).digest()
-        header = digest[: HEADER_BYTES - 8]
-        for party in range(len(self._prgs)):
-            receives = everyone or party == len(self._prgs) - 1
-            self._emit(party, header + (size if receives else 0).to_bytes(8, "little"))
+        receiving = digest[: HEADER_BYTES - 8] + size.to_bytes(8, "little")
+        other = receiving if everyone else digest[: HEADER_BYTES - 8] + bytes(8)
+        last = len(self._prgs) - 1
+        for party in range(last):
+            self._emit(party, other)
+        self._emit(last, receiving)
         self.position += 1
 
     def _combined(self, shape: Shape, bits: int, kind: str, parties: int) -> Tensor:
@@ -253,10 +255,11 @@ class PartyTape(Tape):
         return False
 
     def _header(self, text: str, size: int, everyone: bool = False) -> None:
-        header = self._read(HEADER_BYTES)
+        header = bytes(self._read(HEADER_BYTES))
         digest = hashlib.sha256(f"{self.position} {text}".encode()).digest()
-        promised = int.from_bytes(header[8:], "little")
-        if header[:8] != digest[:8] or promised != (size if self._last or everyone else 0):
+        due = size if self._last or everyone else 0
+        if header != digest[: HEADER_BYTES - 8] + due.to_bytes(8, "little"):
+            promised = int.from_bytes(header[HEADER_BYTES - 8 :], "little")
             raise TapeError(
                 f"tape entry {self.position}: this party's program needs '{text}' ({current()[0] or 'session'}), the "
                 f"dealer dealt something else ({promised} bytes); dealer and party must hold the same program, "

@@ -7,6 +7,7 @@ while others run cost several times what they save: 34 s in place of 4 for a tes
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from launch.local import processes
-from tests import covering, forked
+from tests import covering, forked, predictions
 from tests.devices import NAMES, STAND_IN, computing_on
 
 if not torch.cuda.is_available():
@@ -26,6 +27,7 @@ if not torch.cuda.is_available():
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Add `--device`, and what `tests.covering` adds."""
     pluginmanager.register(covering)
+    pluginmanager.register(predictions)
     parser.addoption("--device", choices=NAMES, default="cpu", help="where roles in the tests' process compute")
 
 
@@ -37,6 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(threads)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # of the processes that tests start
             os.environ.setdefault(name, str(threads))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of the collector's passes, which else go over millions of objects that stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,6 +9,7 @@ ended, are tested with processes that start from scratch.
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import os
@@ -205,6 +206,7 @@ def _stream(wanted: int | None, number: int, text: bool, errors: str | None) -> 
 
 def _become(words: list[str], environment: dict[str, str], folder: str, streams: list[int], own_session: bool) -> None:
     """In the new process: run the module as if this were its own start."""
+    gc.freeze()  # what all of them share stays shared: the collector writes into none of it
     if own_session:
         os.setsid()
     for number, end in enumerate(streams):

@@ -30,6 +30,7 @@ SYSTEMS = (
     "full",
     "mpcache",
     "mpcache:preset=few-queries",
+    "mpcache:preset=each-head",
     "mpcache:preset=clusters",
     "snapkv:budget=0.4",
     "cake:budget=0.4",

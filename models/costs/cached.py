@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 
 from models.architecture import Architecture
@@ -10,7 +9,7 @@ from models.architectures import AnyArchitecture
 from models.cache import KVCache, LayerCache
 from protocols.paging import slot_of
 
-SLOTS = tuple(map(slot_of, ("k", "v", "held")))
+KEYS, VALUES, HELD = map(slot_of, ("k", "v", "held"))
 VALUE_BYTES = 16  # a cached element's masked form and the share of its mask
 
 
@@ -64,19 +63,20 @@ class Watch:
 
     def __init__(self) -> None:
         self.most = 0
-        self._known: dict[int, tuple[tuple[object, ...], int]] = {}
+        self._known: dict[int, tuple[object, object, object, int]] = {}  # a layer's rows, and the bytes that they take
 
     def look(self, cache: KVCache) -> None:
         """See what the cache takes now."""
         self.most = max(self.most, sum(map(self._held, cache.layers)))
 
     def _held(self, entry: LayerCache) -> int:
-        rows = tuple(entry.__dict__[slot] for slot in SLOTS)
+        slots = entry.__dict__
+        k, v, held = slots[KEYS], slots[VALUES], slots[HELD]
         known = self._known.get(id(entry))
-        if known is not None and all(map(operator.is_, known[0], rows)):
-            return known[1]
+        if known is not None and known[0] is k and known[1] is v and known[2] is held:
+            return known[3]
         found = held_in(entry)
-        self._known[id(entry)] = rows, found
+        self._known[id(entry)] = k, v, held, found
         return found
 
 

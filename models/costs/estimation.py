@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -143,9 +143,12 @@ class Step:
 
 class Tracer:
     """Traces steps of one model, each length once. all_layers: trace every layer and head, to compare with. read: tokens of
-    the prompt that an encoder reads, 0 without one; cached tokens are then those of the answer."""
+    the prompt that an encoder reads, 0 without one; cached tokens are then those of the answer. memory: trace what a step
+    holds as well."""
 
-    def __init__(self, architecture: AnyArchitecture, setting: Setting, all_layers: bool = False, read: int = 0) -> None:
+    def __init__(
+        self, architecture: AnyArchitecture, setting: Setting, all_layers: bool = False, read: int = 0, memory: bool = True
+    ) -> None:
         self.architecture = architecture
         self.setting = setting
         self.budget = Budget()
@@ -154,6 +157,7 @@ class Tracer:
             self.setting = replace(setting, check=self.budget.check)
         self.all_layers = all_layers
         self.read = read
+        self.memory = memory
         self.lengths: dict[tuple[int, int, bool], Step] = {}
 
     def step(self, cached: int, tokens: int = 1, drafted: bool = False) -> Step:
@@ -198,7 +202,8 @@ class Tracer:
         reduced, repeats = architecture, [1] * architecture.layers
         if not self.all_layers:
             reduced, setting, repeats = alike(architecture, setting)
-        found = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, drafted=drafted, read=self.read, texts=texts)
+        how: dict[str, Any] = {"drafted": drafted, "read": self.read, "texts": texts, "memory": self.memory}
+        found = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, **how)
         middle = middle_layer(reduced, repeats)
         flags = suite_class(setting.suite).flag_bytes * (architecture.layers - reduced.layers)
         costs = found.costs(repeats)

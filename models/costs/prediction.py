@@ -122,7 +122,7 @@ class Predictor:
         """Return what traces steps after such a prompt: one for each length that an encoder reads."""
         a = self._architecture
         read = rounded(prompt, a.positions) if isinstance(a, Architecture) and a.encoder is not None else 0
-        return self._tracers.setdefault(read, Tracer(a, self._setting, read=read))
+        return self._tracers.setdefault(read, Tracer(a, self._setting, read=read, memory=False))
 
     def _later(self, prompt: int, new: int) -> list[tuple[int, int, bool]]:
         """Return tokens before it, rows, and whether it is drafted, of the steps that stand for all further tokens."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
@@ -107,8 +108,9 @@ class _Tape(CountingTape):
         return self._seen(super().dependent(op, shape, value, bits, kind))
 
     def _count(self, work: Mapping[str, int]) -> None:
+        where, op = current()
         for kind, count in work.items():
-            key = (*current(), kind)
+            key = where, op, kind
             self.work[key] = self.work.get(key, 0) + count
 
     def _seen(self, x: Tensor) -> Tensor:
@@ -228,6 +230,10 @@ def _part(where: str, repeats: Sequence[int]) -> tuple[str, int]:
     return names[0] if names else "step", 1
 
 
+def _live_bytes(memory: bool) -> AbstractContextManager[LiveBytes]:
+    return live_bytes() if memory else nullcontext(LiveBytes())
+
+
 def _working(live: LiveBytes, kept: int) -> dict[str, int]:
     """Return the most bytes that each part of the model holds, of which it leaves `kept` in the cache; a ranking of tokens
     is a part of its own, wherever it is asked for."""
@@ -248,11 +254,13 @@ def trace_step(
     drafted: bool = False,
     read: int = 0,
     texts: int = 1,
+    memory: bool = True,
 ) -> Trace:
     """Trace every layer of one step: `tokens` tokens after `cached` ones. Recorded as by `mpcache bench`, under "step".
 
     drafted: see `StepPlan`. read: see `fill`. agreed: what parties agree on once a session (seeds of zero-sharings) is not
-    part of this step. texts: of an encoder's batch, of `tokens` tokens each.
+    part of this step. texts: of an encoder's batch, of `tokens` tokens each. memory: see what the step holds (`working`),
+    which takes as long again.
     """
     suite, tape = setting.make()
     asked = tokens
@@ -262,7 +270,7 @@ def trace_step(
         encoder = Encoder(cast(Suite, products), architecture, weights)
         suite.ledger.costs.clear()
         tape.work.clear()
-        with live_bytes() as live:
+        with _live_bytes(memory) as live:
             suite.run(encoding_step(encoder, (texts, tokens), cast(Output, setting.decoding), None, STEP))
         return Trace(suite.ledger, {**products.counts, **tape.work}, _working(live, 0))
     behind = not cached and setting.before > 0
@@ -276,7 +284,7 @@ def trace_step(
     products.counts.clear()
     tape.work.clear()
     before = held_bytes(cache)
-    with live_bytes() as live:
+    with _live_bytes(memory) as live:
         if setting.decoding == ROWS:
             suite.run(registering_step(decoder, tokens, STEP))
         else:

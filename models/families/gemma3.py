@@ -33,14 +33,9 @@ class Gemma3(Gemma2):
     }
 
     def stream_scale(self) -> float:
-        """Return how much smaller the residual stream is held (see `folding`). Published models, of 640 channels and more,
-        write 500 and more to it in their first layer; small ones that tests make nothing of the kind."""
+        """Return 1/64: published models, of 640 channels and more, write 500 and more to their stream in the first layer; 1
+        for small ones, which tests make and which do nothing of the kind."""
         return 2.0**-6 if self.config.integer("hidden_size") >= WIDE else 1.0
-
-    def factors(self) -> Mapping[str, float]:
-        """Return the embedding's scale, and what the residual stream is held smaller by."""
-        scale = self.stream_scale()
-        return {"tokens": super().factors()["tokens"] * scale, "out": scale, "down": scale}
 
     def rotary(self, head: int) -> Rotary:
         """Return the positions of layers without a window."""
@@ -55,6 +50,4 @@ class Gemma3(Gemma2):
         """Return what Gemma 2 has, normalised queries and keys, and the positions of layers with a window."""
         rules = RotaryRules(theta=1e4, theta_key="rope_local_base_freq", entry="sliding_attention")
         local = read_rotary(self.config.without("rope_scaling", "rope_theta"), rules)
-        scale, epsilon = self.stream_scale(), self.config.number("rms_norm_eps", self.epsilon)
-        smaller = {"stream_epsilon": epsilon * scale**2} if scale != 1 else {}
-        return super().options() | {"query_key_norm": "head", "sliding_rotary": local} | smaller
+        return super().options() | {"query_key_norm": "head", "sliding_rotary": local}

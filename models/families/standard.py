@@ -47,6 +47,7 @@ KEYS: Mapping[str, str] = {
     "epsilon": "rms_norm_eps",
     "activation": "hidden_act",
 }
+STREAM = ("tokens", "positions", "out", "down")  # what writes to the residual stream
 NORMS = ("attention.norm", "mlp.norm", "out.norm", "down.norm")
 
 
@@ -99,6 +100,14 @@ class Standard(Family):
         """Return what canonical weights are multiplied by, by part: `tokens`, `out`, `down`, `head`."""
         return {}
 
+    def stream_scale(self) -> float:
+        """Return what the residual stream is held smaller by (see `folding`), a power of two; 1: as it is stored."""
+        return 1.0
+
+    def factor(self, part: str) -> float:
+        """Return what a part's canonical weights are multiplied by, with what the residual stream is held smaller by."""
+        return self.factors().get(part, 1.0) * (self.stream_scale() if part in STREAM else 1.0)
+
     def fused_rows(self) -> Tensor | None:
         """Return the stored place of each output of `qkv` in the order queries, keys, values by head; None: as stored."""
         return None
@@ -143,6 +152,8 @@ class Standard(Family):
             "bos": next(iter(c.token_ids("bos_token_id", vocabulary)), None),
             "eos": c.token_ids("eos_token_id", vocabulary),
         }
+        if (scale := self.stream_scale()) != 1:
+            fields["stream_epsilon"] = epsilon * scale**2
         return Architecture(**(fields | self.options()))
 
     # ---- tensors ----------------------------------------------------------------------------------------------------------
@@ -209,9 +220,10 @@ class Standard(Family):
     # ---- canonical weights ------------------------------------------------------------------------------------------------
     def weight(self, name: str, read: Read) -> Tensor:
         if name == "embedding.tokens":
-            return self._written(read(f"{self.names['tokens']}.weight") * self.factors().get("tokens", 1.0))
+            return self._written(read(f"{self.names['tokens']}.weight") * self.factor("tokens"))
         if name == "embedding.positions":
-            return self._written(read(f"{self.names['positions']}.weight")[self.first_position :])
+            rows = read(f"{self.names['positions']}.weight")[self.first_position :]
+            return self._written(rows * self.factor("positions"))
         if name.startswith("head."):
             return self._head(name, read)
         layer, part = split_layer(name)
@@ -225,7 +237,7 @@ class Standard(Family):
             if stored is None:
                 return torch.zeros(self.architecture.width, dtype=torch.float64)
             last = self.architecture.norms == "before"  # else a gain follows, which takes the factor
-            return self._written(stored * self.factors().get(source, 1.0) if last else stored)
+            return self._written(stored * self.factor(source) if last else stored)
         if block == "attention.qkv":
             return self._folded(kind, (at, "attention.norm"), read, lambda k: self._qkv(at, k, read))
         return self._folded(kind, (at, "mlp.norm"), read, lambda k: self._entering(at, block, k, read))
@@ -262,7 +274,7 @@ class Standard(Family):
         return weight if name is None else folded_weight(weight, self._norm_gain(name, read), self.layer_norm)
 
     def _head(self, name: str, read: Read) -> Tensor:
-        factor = self.factors().get("head", 1.0)
+        factor = self.factor("head")
         source = self.embedding if self.tied else self.head
 
         def stored(kind: str) -> Tensor | None:
@@ -319,7 +331,7 @@ class Standard(Family):
         a = self.architecture
         if block in ("attention.out", "mlp.down"):
             part = block.partition(".")[2]
-            return self._norm_gain(f"{at}{self.names[f'{part}.norm']}", read) * self.factors().get(part, 1.0)
+            return self._norm_gain(f"{at}{self.names[f'{part}.norm']}", read) * self.factor(part)
         queries = block == "attention.queries"
         gain = self.head_gain(at, "q" if queries else "k", read).reshape(-1, a.head_channels)
         whole = gain.expand(a.heads if queries else a.kv_heads, a.head_channels)[:, self._order()]

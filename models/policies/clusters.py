@@ -113,10 +113,11 @@ async def extended(suite: Suite, old: Clusters | None, new: Clusters) -> Cluster
     return Clusters(suite.concat([old.high, new.high], 1), suite.concat([old.low, new.low], 1), ready)
 
 
-async def similarities(suite: Suite, q: Value, clusters: Clusters, start: int, stop: int) -> Value:
+async def similarities(suite: Suite, q: Value, clusters: Clusters, start: int, stop: int, per_head: bool = False) -> Value:
     """Return the similarity of one token's queries q [G, R, C], summed over R, to clusters start..stop-1: [G, stop - start].
 
-    What matters is their order; their spread is bounded by `similarity_limit(suite, R)`.
+    What matters is their order; their spread is bounded by `similarity_limit(suite, R)`. per_head: where R is above 1, that
+    of each query, [G, R, stop - start], bounded as of one.
     """
     if len(clusters.ready) == 1:
         found = await suite.scores(q, clusters.ready[0][:, start:stop])
@@ -126,7 +127,9 @@ async def similarities(suite: Suite, q: Value, clusters: Clusters, start: int, s
             suite.scores(q, clusters.ready[0][:, start:stop]), suite.scores(magnitude, clusters.ready[1][:, start:stop])
         )
         found = middle + spread
-    return suite.relative(found[:, 0] if q.shape[1] == 1 else found.sum(1))
+    if q.shape[1] > 1:
+        return suite.relative(found if per_head else found.sum(1))
+    return suite.relative(found[:, 0])
 
 
 def similarity_limit(suite: Suite, heads: int) -> float:

@@ -120,21 +120,24 @@ class Describing:
 @dataclass(frozen=True)
 class Choosing:
     """How clusters are chosen; public. coarse_share: of the coarse clusters that the fine level chooses from. linear:
-    whether the similarity is the linearised one. marks: whether marks [G, candidates] are wanted, not one-hot rows."""
+    whether the similarity is the linearised one. marks: whether marks [G, candidates] are wanted, not one-hot rows.
+    per_head: whether each query head chooses for itself: marks, on one level."""
 
     coarse_share: float
     linear: bool
     marks: bool
+    per_head: bool = False
 
     async def chosen(self, suite: Suite, q: Value, levels: Levels, plan: Layout) -> Value:
-        """Return what queries q [G, R, C] choose: one-hot rows [G, count, candidates], or marks."""
+        """Return what queries q [G, R, C] choose: one-hot rows [G, count, candidates], or marks, [G, R, candidates] where
+        each of several heads chooses."""
         fine, coarse, factor = levels.fine, levels.coarse, levels.sizes.factor
         assert fine is not None
-        limit = similarity_limit(suite, q.shape[1]) * (1 if self.linear else 2)
+        limit = similarity_limit(suite, 1 if self.per_head else q.shape[1]) * (1 if self.linear else 2)
         above = min(coarse.count, plan.candidates // factor) if coarse is not None else 0
         count = max(round(self.coarse_share * above), -(-plan.count // factor))
         if coarse is None or count >= above:
-            near = await similarities(suite, q, fine, 0, plan.candidates)
+            near = await similarities(suite, q, fine, 0, plan.candidates, self.per_head)
             choose = suite.keep_largest if self.marks else suite.top_k
             return await choose(near, plan.count, limit)
         near, wide = await suite.together(

@@ -57,9 +57,9 @@ class MPCache(ClusterSettings, System):
     scoring: "attention" (what tokens receive, and a budget), or "authors": what the authors' code does, with `threshold` in
     place of `static` and `following`; in plaintext alone (`models.policies.threshold`).
 
-    Presets (`mpcache:preset=paper`): "few-queries" chooses a tenth of all tokens so far, "small-clusters" as many, in
-    smaller clusters and each layer by itself, "clusters" has clusters by length and the last fifth of the prompt decide,
-    "paper" has the settings of the paper and its code.
+    Presets (`mpcache:preset=paper`): "few-queries" chooses a tenth of all tokens so far, "each-head" as many, each head and
+    layer by itself, "clusters" has clusters by length and the last fifth of the prompt decide, "paper" has the settings of
+    the paper and its code.
     """
 
     static: float = 0.4
@@ -72,7 +72,7 @@ class MPCache(ClusterSettings, System):
     name: ClassVar[str] = "mpcache"
     presets: ClassVar[Mapping[str, Mapping[str, SettingValue]]] = {
         "few-queries": {"dynamic": 0.1},
-        "small-clusters": {"dynamic": 0.1, "fine": 4, "sharing": 1},
+        "each-head": {"dynamic": 0.1, "sharing": 1, "per_head": True},
         "clusters": {"observed": 0.2, "following": 0, "dynamic": 0.1, "fine": 0, "gathering": "products"},
         "paper": {
             "static": 0.4,
@@ -153,11 +153,11 @@ class MPCache(ClusterSettings, System):
         shapes = [
             (f"{fine}", one if not self.fine else replace(one, fine=fine)),
             (f"{wide}", replace(one, fine=wide)),
-            (f"{wide}/{fine}", replace(self, levels=0, fine=fine, coarse=wide, gathering="auto")),
+            (f"{wide}/{fine}", replace(self, levels=0, fine=fine, coarse=wide, gathering="auto", per_head=False)),
         ]
         for what, shape in shapes:
             for gathering in GATHERINGS:
-                if gathering == "scores" and shape.coarse:
+                if shape.coarse if gathering == "scores" else self.per_head:  # does not go together
                     continue
                 left_open = replace(shape, gathering="auto")
                 own = self.gathering == "auto" and left_open.reader.gathers(suite) == gathering

@@ -71,18 +71,20 @@ PENALTY = 32  # e^-32 is below 2^-46
 
 
 async def attend_by_bias(suite: Suite, entry: LayerCache, q: Value, plan: Layout, marks: Value) -> Value:
-    """Return the same attention over all scores: those of clusters without a mark [G, candidates] are lowered."""
+    """Return the same attention over all scores: those of clusters without a mark are lowered. marks: [G, candidates], of
+    all query heads together, or [G, R, candidates], of each."""
     k, v = entry.keys_and_values()
     groups, tokens = k.shape[0], k.shape[1]
     start, stop = plan.start, plan.stop
-    inside = marks.reshape(groups, plan.candidates, 1).expand(groups, plan.candidates, plan.size)
-    bias = inside.reshape(groups, stop - start) * PENALTY + float(-PENALTY)
-    none = (bias[:, :1] + float(PENALTY)) - marks[:, :1] * PENALTY  # secret zeros
-    parts = [none.expand(groups, n) for n in (start,) if n] + [bias]
+    marks = marks.reshape(groups, -1, plan.candidates)
+    heads = marks.shape[1]
+    inside = marks.reshape(groups, heads, plan.candidates, 1).expand(groups, heads, plan.candidates, plan.size)
+    bias = inside.reshape(groups, heads, stop - start) * PENALTY + float(-PENALTY)
+    none = (bias[:, :, :1] + float(PENALTY)) - marks[:, :, :1] * PENALTY  # secret zeros
+    parts = [none.expand(groups, heads, n) for n in (start,) if n] + [bias]
     if stop < tokens:
-        parts.append(none.expand(groups, tokens - stop))
-    lowered = suite.with_bound(suite.concat(parts, 1), PENALTY)
-    return await suite.biased_attention(q, k, v, lowered.reshape(groups, 1, tokens))
+        parts.append(none.expand(groups, heads, tokens - stop))
+    return await suite.biased_attention(q, k, v, suite.with_bound(suite.concat(parts, 2), PENALTY))
 
 
 async def attend_to(

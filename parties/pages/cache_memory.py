@@ -1,13 +1,15 @@
 """What all sessions of a party cache in memory, and what of it lies in pages when that is more than is allowed.
 
 Each session has a `SessionPager`, which its program tells of every layer that it enters (`protocols.paging`). Where all
-sessions together have more in memory than is allowed, that session's own layers go, or those of sessions that wait for
-their client, by `parties.pages.replacement`: what is needed latest first. The pages of the next layer that is away are read
-ahead by the operating system while this one computes. What leaves is in the operating system's page cache first, which
-writes it to disk when it likes to and gives it back from there as long as the machine has memory to spare: the buffer for
-victims between memory and disk.
+sessions together have more in memory than is allowed, layers go by `parties.pages.replacement`: what is needed latest first,
+be it this session's own, one of a session that waits for its client, or one of a session that computes. The last is asked
+for it, and lets it go when it enters its next layer: rows are moved by the session's own thread. The pages of the next layer
+that is away are read ahead by the operating system while this one computes. What leaves is in the operating system's page
+cache first, which writes it to disk when it likes to and gives it back from there as long as the machine has memory to
+spare: the buffer for victims between memory and disk.
 
-Memory is that of keys, values and what codecs hold, at most what is allowed and the layers that sessions are just in.
+Memory is that of keys, values and what codecs hold: at most what is allowed, the layers that sessions are just in, and of
+each session that computes one that it was asked for.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from mpc.errors import EnvironmentProblem, MpcacheError
 from parties.pages.page_store import PageStore
-from parties.pages.replacement import Counts, Entered, steps_until
+from parties.pages.replacement import Counts, Entered, Sessions
 from parties.pages.shelf import SessionPages, Shelf
 from protocols.paging import is_away, slot_of
 from protocols.value import Value
@@ -42,6 +44,7 @@ class CacheMemory:
         self.counts = Counts()
         self._lock = threading.RLock()  # of what is below, and of every pager's numbers
         self._pagers: set[SessionPager] = set()
+        self._sessions = Sessions()
         self.paged_bytes = 0
 
     def pager(self, session: str) -> SessionPager | None:
@@ -74,29 +77,43 @@ class CacheMemory:
                 )
             self.paged_bytes += size
 
+    def entered(self, line: Entered) -> None:
+        """Note where a session is."""
+        with self._lock:
+            self._sessions.enter(line)
+            if self.note is not None:
+                self.note(line)
+
     def make_room(self, pager: SessionPager) -> None:
         """Let rows go until what all sessions have in memory is what is allowed, or nothing more may go."""
         assert self.most is not None
         stuck: set[tuple[SessionPager, int]] = set()
-        while self.used_bytes > self.most:
+        while True:
             with self._lock:
-                waiting = [other for other in self._pagers if other.waiting and other is not pager]
-                found = [(one, layer) for one in (pager, *waiting) for layer in one.may_go() if (one, layer) not in stuck]
-            if not found:
-                return
-            one, layer = max(found, key=lambda unit: unit[0].latest_needed(unit[1]))
+                if self.used_bytes - sum(one.asked_bytes for one in self._pagers) <= self.most:
+                    return
+                found = [(one, n) for one in self._pagers for n in one.may_go(own=one is pager) if (one, n) not in stuck]
+                if not found:
+                    return
+                one, layer = max(found, key=lambda unit: self._sessions.until((unit[0].session, unit[1])))
+                if one is not pager and not one.waiting:
+                    one.asked = layer
+                    continue
             if not one.evict(layer, own=one is pager):
                 stuck.add((one, layer))
 
 
 class SessionPager:
     """The rows of one session's cache. Its methods are called by the session's thread, which holds `_guard` but while it
-    waits for its client: then others may let its rows go. Raises what `SessionPages` does."""
+    waits for its client: then others may let its rows go. Raises what `SessionPages` does.
+
+    asked: a layer that another session's thread asks for, None for none."""
 
     def __init__(self, memory: CacheMemory, store: PageStore, session: str) -> None:
         self.waiting = False
+        self.asked: int | None = None
+        self.session = session
         self._memory = memory
-        self._session = session
         self._pages = SessionPages(store, session, memory.book)
         self._guard = threading.Lock()
         self._guard.acquire()
@@ -125,6 +142,7 @@ class SessionPager:
         if not first:
             self._memory.counts.needed += 1
         self._note(waits=False)
+        self._give_up()
         self.fetch(layer)
         self._memory.make_room(self)
         ahead = next((n for n in self._ahead() if n in self._rests), None)
@@ -151,7 +169,9 @@ class SessionPager:
         if self._now >= 0 and self._now not in self._rests:
             self._measured(self._now)
         self._note(waits=True)
-        self.waiting = True
+        with self._memory._lock:
+            self.waiting = True
+        self._give_up()
         self._guard.release()
         try:
             yield
@@ -164,8 +184,7 @@ class SessionPager:
     def close(self) -> None:
         """Remove all pages; at the end of the session."""
         self._memory.leave(self)
-        if self._memory.note is not None:
-            self._memory.note(Entered(self._session, self._now, ()))
+        self._memory.entered(Entered(self.session, self._now, ()))
         self._pages.close()
         self._layers, self._shelves = (), {}
 
@@ -175,14 +194,18 @@ class SessionPager:
         """Bytes in memory."""
         return sum(self._sizes.values()) + sum(self._rests.values())
 
-    def may_go(self) -> list[int]:
-        """Return the layers that may leave memory."""
-        busy = () if self.waiting else (self._now, self._before)
-        return [layer for layer, size in list(self._sizes.items()) if size and layer not in busy]
+    @property
+    def asked_bytes(self) -> int:
+        """Bytes that this session was asked for and has not given up yet."""
+        return 0 if self.asked is None else self._sizes.get(self.asked, 0)
 
-    def latest_needed(self, layer: int) -> tuple[int, ...]:
-        """Return how late a layer is needed, as far as that is known."""
-        return int(self.waiting), steps_until(layer, self._now, len(self._layers)), layer
+    def may_go(self, own: bool) -> list[int]:
+        """Return the layers that may leave memory. own: this session's thread asks; of another one that computes a layer is
+        asked for at a time."""
+        if self.asked is not None and not own and not self.waiting:
+            return []
+        busy = () if self.waiting else (self._now, self._before)
+        return [layer for layer, size in list(self._sizes.items()) if size and layer not in (*busy, self.asked)]
 
     def evict(self, layer: int, own: bool) -> bool:
         """Let a layer's rows go; whether that made room. own: this session's thread asks."""
@@ -197,6 +220,14 @@ class SessionPager:
             return False
         finally:
             self._guard.release()
+
+    def _give_up(self) -> None:
+        """Let the layer go that another session has asked for, unless it is needed by now."""
+        with self._memory._lock:
+            layer, self.asked = self.asked, None
+            gives = layer is not None and layer in self.may_go(own=True)
+        if gives:
+            self._evicted(cast(int, layer))
 
     # ---- rows ----------------------------------------------------------------------------------------------------------
     def _evicted(self, layer: int) -> bool:
@@ -264,9 +295,8 @@ class SessionPager:
             yield (self._now + step) % len(self._layers)
 
     def _note(self, waits: bool) -> None:
-        if self._memory.note is not None:
-            sizes = tuple(self._whole.get(layer, 0) for layer in range(len(self._layers)))
-            self._memory.note(Entered(self._session, self._now, sizes, waits))
+        sizes = tuple(self._whole.get(layer, 0) for layer in range(len(self._layers)))
+        self._memory.entered(Entered(self.session, self._now, sizes, waits))
 
 
 class _Stand:

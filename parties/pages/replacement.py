@@ -2,8 +2,12 @@
 
 A *unit* is a layer of a session: its rows are needed all at once, and in the order of layers, which is the same for every
 token. So inside a session the future is known, and whoever lets the unit go that is needed latest (Belady's rule) reads as
-little as anybody could. Across sessions one bit is predicted (as in paging with succinct predictions): a session that waits
-for its client will be needed nobody knows when, one that computes is needed now. Units of the former go first.
+little as anybody could. Across sessions it is predicted from what was seen last: after how many tokens a session waits for
+its client, and how long; until then nobody knows, and its rows go first. Time is counted in layers that any session enters,
+of which a session that computes enters one of as many as there are such sessions.
+
+A session that computes gives up a layer that another one asks for when it enters its next one, one layer at a time; one that
+waits gives up any, at once.
 
 All of it follows from public numbers: the number of layers, where sessions are, and when clients answer.
 """
@@ -11,7 +15,7 @@ All of it follows from public numbers: the number of layers, where sessions are,
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 Unit = tuple[str, int]
@@ -69,33 +73,60 @@ class Memory:
         """Bytes that are taken."""
         return sum(self.sizes.values())
 
-    def shrink(self, may: Callable[[Unit], bool], key: Callable[[Unit], tuple[int, ...]]) -> None:
-        """Let units go that may, the one with the largest key first, until all fits."""
-        while self.used > self.most and (found := [unit for unit in self.sizes if may(unit)]):
-            del self.sizes[max(found, key=key)]
+
+@dataclass
+class _Place:
+    """Where a session is. tokens: since it waited last; between: of those before that, as many as it had; began: when the
+    wait began, now or last; waited: how long the one before took. None: not known yet."""
+
+    layer: int = 0
+    layers: int = 1
+    waits: bool = False
+    tokens: int = 0
+    between: int | None = None
+    began: int = 0
+    waited: int | None = None
 
 
 class Sessions:
     """Where sessions are: what is known of the next use of a unit."""
 
     def __init__(self) -> None:
-        self._at: dict[str, tuple[int, int, bool]] = {}
+        self._at: dict[str, _Place] = {}
+        self._now = 0
 
     def enter(self, line: Entered) -> None:
         """Note where a session is now."""
-        self._at[line.session] = line.layer, len(line.sizes), line.waits
+        self._now += 1
         if not line.sizes:
-            del self._at[line.session]
+            self._at.pop(line.session, None)
+            return
+        place = self._at.setdefault(line.session, _Place())
+        place.layer, place.layers = line.layer, len(line.sizes)
+        if place.waits:
+            place.waited = self._now - place.began
+        place.waits = line.waits
+        if line.waits:
+            place.began, place.between, place.tokens = self._now, place.tokens, 0
+        elif line.layer == 0:
+            place.tokens += 1
 
-    def may_go(self, unit: Unit, now: Unit) -> bool:
-        """Whether a unit may go while `now` is needed: of the same session, or of one that waits."""
-        return unit != now and (unit[0] == now[0] or self._at[unit[0]][2])
-
-    def latest_needed(self, unit: Unit) -> tuple[int, ...]:
-        """Return how late a unit is needed, as far as that is known."""
+    def until(self, unit: Unit) -> tuple[int, int]:
+        """Return how late a unit is needed, as far as that is known: the largest goes first."""
         session, layer = unit
-        at, layers, waits = self._at[session]
-        return int(waits), steps_until(layer, at, layers), layer
+        at = self._at.get(session)
+        if at is None:
+            return FAR, layer
+        turn = max(1, sum(not place.waits for place in self._at.values()))
+        if at.waits:
+            if at.waited is None:
+                return FAR + layer, layer
+            gone = self._now - at.began
+            return (at.waited - gone if gone < at.waited else gone) + (layer + 1) * turn, layer
+        found = steps_until(layer, at.layer, at.layers) * turn
+        if layer <= at.layer and at.waited is not None and at.between is not None and at.tokens >= at.between:
+            found += at.waited  # it will wait before it needs this one
+        return found, layer
 
 
 def replay(schedule: Schedule, most: int, rule: str) -> Counts:
@@ -103,8 +134,14 @@ def replay(schedule: Schedule, most: int, rule: str) -> Counts:
     knows all of the future."""
     future = _uses(schedule) if rule == "belady" else {}
     memory, sessions, counts, last, seen = Memory(most), Sessions(), Counts(), dict[Unit, int](), set[Unit]()
+    asked: dict[str, int] = {}  # a layer of a session that computes, which it gives up when it enters the next one
+    waiting: set[str] = set()
     for now, line in enumerate(schedule):
         sessions.enter(line)
+        (waiting.add if line.waits else waiting.discard)(line.session)
+        promised = asked.pop(line.session, None)
+        if promised is not None and (promised != line.layer or line.waits):
+            memory.sizes.pop((line.session, promised), None)
         for unit in [unit for unit in memory.sizes if unit[0] == line.session and not line.sizes]:
             del memory.sizes[unit]
         if not line.sizes:
@@ -127,12 +164,17 @@ def replay(schedule: Schedule, most: int, rule: str) -> Counts:
         def key(one: Unit, now: int = now) -> tuple[int, ...]:
             if rule == "belady":
                 return (_next(future[one], now),)
-            return (-last[one],) if rule == "lru" else sessions.latest_needed(one)
+            return (-last[one],) if rule == "lru" else sessions.until(one)
 
-        def may(one: Unit, unit: Unit = unit) -> bool:
-            return sessions.may_go(one, unit) if rule == "ours" else one != unit
-
-        memory.shrink(may, key)
+        while memory.used - sum(memory.sizes.get(one, 0) for one in asked.items()) > most:
+            found = [one for one in memory.sizes if one != unit and (rule != "ours" or one[0] not in asked)]
+            if not found:
+                break
+            goes = max(found, key=key)
+            if rule == "ours" and goes[0] != line.session and goes[0] not in waiting:
+                asked[goes[0]] = goes[1]
+            else:
+                del memory.sizes[goes]
     return counts
 
 

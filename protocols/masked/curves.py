@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,19 +129,24 @@ def coefficients(kind: str, device: torch.device) -> Tensor:
 @cache
 def ranges(kind: str) -> tuple[float, ...]:
     """Return, of each power e of the mask's position, what |sum_i a_i C(i, e) t^(i - e)| is at most for 0 <= t < 1."""
-    s = SEGMENTS[kind]
+    a = np.array(exact_coefficients(kind))[:, :, None]  # [segments, degree + 1, 1]
+    count = a.shape[1]
+    powers = np.array([[(j / 64) ** k for j in range(65)] for k in range(count)])  # of t
     out = []
-    for e in range(s.degree + 1):
-        highest = 0.0
-        for a in exact_coefficients(kind):
-            for j in range(65):
-                t = j / 64
-                highest = max(highest, abs(sum(a[i] * math.comb(i, e) * t ** (i - e) for i in range(e, s.degree + 1))))
-        out.append(highest)
+    for e in range(count):
+        total = np.zeros((len(a), 65))
+        for i in range(e, count):  # in this order, on every machine
+            total += a[:, i] * math.comb(i, e) * powers[i - e]
+        out.append(float(np.abs(total).max()))
     return tuple(out)
 
 
 # ---- waves -----------------------------------------------------------------------------------------------------------
+@cache
+def _grid_cosines() -> np.ndarray:
+    return np.array([math.cos(2 * math.pi * k / (2 * GRID)) for k in range(2 * GRID)])
+
+
 @cache
 def exact_amplitudes(kind: str, period: int) -> tuple[tuple[int, float], ...]:
     """Return (j, a_j) of E(x) - period / 8 = sum of a_j cos(2 pi j x / period), j odd, for a period of 2^period units."""
@@ -150,15 +156,9 @@ def exact_amplitudes(kind: str, period: int) -> tuple[tuple[int, float], ...]:
     for i in range(quarter):  # of a quarter period: the rest is its mirror image
         x = (i + 0.5) * size / GRID
         values.append(even_part(kind, x) - size / 8)
-    out = []
+    out, given, cosine, odd = [], np.array(values), _grid_cosines(), 2 * np.arange(quarter) + 1
     for j in range(1, 2 * GRID, 2):
-        a = (
-            8
-            / GRID
-            * math.fsum(
-                v * math.cos(2 * math.pi * (j * (2 * i + 1) % (2 * GRID)) / (2 * GRID)) for i, v in enumerate(values)
-            )
-        )
+        a = 8 / GRID * math.fsum((given * cosine[j * odd % (2 * GRID)]).tolist())
         if abs(a) < SMALLEST:
             break
         out.append((j, a))

@@ -149,15 +149,16 @@ def _bounds(kind: str) -> list[str]:
 def _cited(kind: str) -> str:
     """Return what others have measured, with the bound that each needs: a row's norm is little more than an entry that
     stands out, and bounds have a margin of one bit."""
-    largest, smaller = CITED["largest"][kind], CITED["held_smaller"].get(kind, 1)
-    shown = [
-        f"{model} {value:,} (`residual={least_bound('residual', MARGIN * value / smaller)}`)".replace(",", " ")
-        for model, value, _ in largest
-    ]
+    largest = CITED["largest"][kind]
+    shown = []
+    for model, value, _ in largest:
+        smaller = CITED["held_smaller"].get(model, 1)
+        bound = f"`residual={least_bound('residual', MARGIN * value / smaller)}`"
+        held = f", held {smaller} times smaller" if smaller != 1 else ""
+        shown.append(f"{model} {value:,} ({bound}{held})".replace(",", " ", value > 999))
     sources = dict.fromkeys(CITED["sources"][source] for _, _, source in largest)
-    held = f", which is held {smaller} times smaller here" if smaller != 1 else ""
     what = CITED["what"].get(kind, "Largest entry of the residual stream")
-    return f"{what}{held}, as published: {', '.join(shown)}. Source: {'; '.join(sources)}."
+    return f"{what}, as published: {', '.join(shown)}. Source: {'; '.join(sources)}."
 
 
 def _options(kind: str, family: type[CheckpointFamily], name: str) -> list[str]:

@@ -62,6 +62,9 @@ def schedules() -> dict[str, Schedule]:
         "4 whose clients answer late": beside(
             [(30 * n, session(f"s{n}", 12, 256, 16, pause=2 + n)) for n in range(4)], patience=60
         ),
+        "4 that wait after every token": beside(
+            [(30 * n, session(f"s{n}", 12, 256, 24, pause=1)) for n in range(4)], patience=12
+        ),
     }
 
 

@@ -57,7 +57,9 @@ class ClusterSettings:
     alpha, linear: similarity q . (alpha r_max + (1 - alpha) r_min), or its upper bound with linear false. sinks, window:
     first and last tokens that always count. gathering: how attention reaches what was chosen: "products" of three factors,
     "rows" (gathered keys and values), "scores" (all, lowered by a secret bias where nothing was chosen; one level), or
-    "auto": scores where the suite masks cached keys once and there is one level, else products: `mpcache plan`.
+    "auto": scores where the suite masks cached keys once and there is one level, or each head chooses, else products:
+    `mpcache plan`. per_head: whether each query head chooses for itself (by scores, on one level), and not those that share
+    keys together, by the sum of their similarities, in which heads with small queries go under.
     """
 
     dynamic: float = 1.0
@@ -70,6 +72,7 @@ class ClusterSettings:
     sinks: int = 4
     window: int = 12
     gathering: str = "auto"
+    per_head: bool = False
 
     @property
     def reader(self) -> ClusterReader:
@@ -102,6 +105,12 @@ class ClusterReader(ClusterSettings, Reader):
             )
         if self.gathering == "scores" and self.two_levels:
             raise ConfigurationError(f"policy {policy}: gathering = 'scores' needs levels=1")
+        yes_or_no(policy, "per_head", self.per_head)
+        if self.per_head and (self.two_levels or self.gathering not in ("auto", "scores")):
+            raise ConfigurationError(
+                f"policy {policy}: per_head = true needs levels=1 and gathering=scores, got levels = "
+                f"{2 if self.two_levels else 1}, gathering = {self.gathering!r}"
+            )
         if self.coarse and not self.fine:
             raise ConfigurationError(f"policy {policy}: coarse = {self.coarse} needs fine, which must divide it")
         if self.two_levels and self.coarse and (self.coarse % self.fine or self.coarse <= self.fine):
@@ -214,9 +223,10 @@ class ClusterReader(ClusterSettings, Reader):
         """Return how attention reaches what was chosen, with "auto" decided. Bias and products give the same result."""
         if self.gathering != "auto":
             return self.gathering
-        return "scores" if suite.overlaps_rounds and not self.two_levels else "products"
+        return "scores" if self.per_head or (suite.overlaps_rounds and not self.two_levels) else "products"
 
     async def chosen(self, suite: Suite, entry: LayerCache, q: Value, plan: Layout) -> Value:
-        """Return one-hot rows [G, count, candidates]; with gathering "scores" marks [G, candidates]."""
-        how = Choosing(self.coarse_share, self.linear, marks=self.gathers(suite) == "scores")
+        """Return one-hot rows [G, count, candidates]; with gathering "scores" marks [G, candidates], or [G, R, candidates]
+        where each of R query heads chooses."""
+        how = Choosing(self.coarse_share, self.linear, self.gathers(suite) == "scores", self.per_head)
         return await how.chosen(suite, q, entry.state_of(ClusterState).described, plan)

@@ -240,7 +240,7 @@ def test_the_command_goes_on_where_it_was_left(
         (["--tasks", "again", "--lengths", "1900"], "--lengths 1900: the task again needs"),
         (
             ["--tasks", "single", "--lengths", "1000", "--policy", "mpcache:preset=new"],
-            "preset = 'new' must be one of few-queries, small-clusters, clusters, paper",
+            "preset = 'new' must be one of few-queries, each-head, clusters, paper",
         ),
     ],
 )
@@ -263,4 +263,4 @@ def test_the_paper_is_a_preset_that_options_override() -> None:
     few = parse("mpcache:preset=few-queries")
     changed = parse("mpcache:fine=9,preset=few-queries")
     assert changed.spec == few.spec + ",fine=9"
-    assert parse("mpcache:preset=small-clusters") == parse("mpcache:preset=few-queries,fine=4,sharing=1")
+    assert parse("mpcache:preset=each-head") == parse("mpcache:preset=few-queries,sharing=1,per_head=true")

@@ -27,7 +27,7 @@ def test_every_system_is_compared() -> None:
 
 def test_what_is_found_is_what_was_committed() -> None:
     assert found_needles.WHERE.read_text(encoding="utf-8") == found_needles.text()
-    assert found("full", 1500) == (24, 24, 1000)
+    assert found("full", 1500) == (36, 36, 1000)
     assert found("mpcache", 1600) == (12, 12, 2000)
     assert found("mpcache:fine=9", 1000) is None
 

@@ -1,4 +1,4 @@
-"""Gemma 3 with a residual stream as published models have it: gains in the thousands, held smaller by a power of two."""
+"""Gemma with a residual stream as published models have it: gains in the thousands, held smaller by a power of two."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from models.calibration.choice import chosen, excesses
 from models.calibration.extremes import measure
 from models.checkpoint import load_checkpoint, read_architecture
+from models.families.gemma2 import WIDEST
 from models.families.gemma3 import WIDE
 from models.generation import GenerationPlan, PlainModel
 from models.weight_limits import check_size
@@ -49,6 +50,30 @@ def test_plaintext(published: tuple[Path, Any]) -> None:
     epsilon = model.config.rms_norm_eps
     assert checkpoint.architecture.stream_norm.epsilon == epsilon / 4096
     assert checkpoint.architecture.norm.epsilon == epsilon
+
+
+def test_the_widest_gemma_2(tmp_path: Path) -> None:
+    """Of the width above which its stream is held 16 times smaller: that of the 27B reaches 157 696 (Chen et al.)."""
+    model_class, config_class, values = checkpoints.VARIANTS["gemma2"]
+    torch.manual_seed(6)
+    wide = values | {"hidden_size": WIDEST + 4, "num_hidden_layers": 2}
+    model = model_class(config_class(**wide, attn_implementation="eager")).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.dim() == 1 else 0.05))
+            if "post_" in name:
+                parameter.mul_(LARGEST_GAIN / 80)
+                parameter[3] = LARGEST_GAIN / 2
+    model.save_pretrained(tmp_path)
+    checkpoint, ids = load_checkpoint(tmp_path), checkpoints.prompt(model, 9)
+    torch.testing.assert_close(PlainModel(checkpoint).logits(ids), checkpoints.logits(model, ids), atol=1e-4, rtol=1e-4)
+    assert checkpoint.architecture.stream_norm.epsilon == model.config.rms_norm_eps / 256
+    held = max(measure(checkpoint, [ids]).kinds["residual"])
+    with torch.no_grad():
+        stream = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    largest = max(float(one.abs().max()) for one in stream[:-1])
+    assert largest > 4096
+    assert 0.9 * largest / 16 < held < 2 * largest / 16
 
 
 def test_small_models_are_held_as_they_are(tmp_path: Path) -> None:

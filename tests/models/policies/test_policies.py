@@ -37,6 +37,7 @@ MATRIX = {
         f"mpcache:preset=clusters,{MPCACHE},levels=1",
         f"mpcache:preset=clusters,{MPCACHE},levels=1,gathering=rows",
         f"mpcache:preset=clusters,{MPCACHE},levels=1,gathering=scores",
+        f"mpcache:{MPCACHE},levels=1,per_head=true",
         f"mpcache:preset=clusters,{MPCACHE},linear=false",
         "mpcache:preset=clusters,static=1,dynamic=0.4,fine=2,coarse=4,sinks=0,window=0,alpha=0.5,sharing=1",
         "mpcache:preset=clusters,static=0.3,dynamic=1,sinks=2,window=3,fine=4,coarse=8,sharing=1",

@@ -45,10 +45,12 @@ def first_largest(values: list[float], count: int) -> list[int]:
     return sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
 
 
-def similar(case: Case, step: int, group: int, rows: list[int], alpha: float | None) -> float:
+def similar(
+    case: Case, step: int, group: int, rows: list[int], alpha: float | None, heads: int | slice = slice(None)
+) -> float:
     keys = case.k[group, rows]
     high, low = keys.max(0).values, keys.min(0).values
-    q = case.q[step, group]
+    q = case.q[step, group, heads]
     if alpha is None:
         return float(torch.maximum(q * high, q * low).sum())
     return float((q @ (alpha * high + (1 - alpha) * low)).sum())
@@ -57,10 +59,12 @@ def similar(case: Case, step: int, group: int, rows: list[int], alpha: float | N
 MPCACHE = "mpcache:preset=clusters,levels=1,sharing=1,"
 
 
-@pytest.mark.parametrize("alpha", [0.75, None])
-def test_mpcache(case: Case, alpha: float | None) -> None:
+@pytest.mark.parametrize(("alpha", "per_head"), [(0.75, False), (None, False), (0.75, True)])
+def test_mpcache(case: Case, alpha: float | None, per_head: bool) -> None:
     sinks, window, fine, static, dynamic = 3, 5, 4, 0.75, 0.5
     kind = "linear=false" if alpha is None else f"alpha={alpha}"
+    if per_head:
+        kind += ",gathering=scores,per_head=true"
     text = MPCACHE + f"static={static},dynamic={dynamic},fine={fine},sinks={sinks},window={window},{kind}"
     importance = case.mass.sum(0)[sinks : TOKENS - window].tolist()
     stays = first_largest(importance, round(static * TOKENS) - sinks - window)
@@ -75,9 +79,10 @@ def test_mpcache(case: Case, alpha: float | None) -> None:
         count = max(1, (round(dynamic * (TOKENS + step + 1)) - len(always)) // fine)
         assert 0 < count < len(clusters)
         for group in range(2):
-            best = first_largest([similar(case, step, group, c, alpha) for c in clusters], count)
-            used = always + [t for i in best for t in clusters[i]]
-            torch.testing.assert_close(found[group], attention(case, step, group, used)[0])
+            for head in range(2) if per_head else (slice(None),):
+                best = first_largest([similar(case, step, group, c, alpha, head) for c in clusters], count)
+                used = always + [t for i in best for t in clusters[i]]
+                torch.testing.assert_close(found[group][head], attention(case, step, group, used)[0][head])
 
 
 def test_quest(case: Case) -> None:

@@ -39,8 +39,14 @@ from tests.models.policies.test_policies import TEXTS
         ),
         ("mpcache:preset=clusters,gathering=scores,levels=2", "policy mpcache: gathering = 'scores' needs levels=1"),
         (
+            "mpcache:preset=clusters,per_head=true",
+            "policy mpcache: per_head = true needs levels=1 and gathering=scores, got levels = 1, gathering = 'products'",
+        ),
+        ("mpcache:fine=4,coarse=8,per_head=true", "needs levels=1 and gathering=scores, got levels = 2, gathering = 'auto'"),
+        ("mpcache:per_head=2", "policy mpcache: per_head = '2' must be true or false"),
+        (
             "mpcache:preset=thesis",
-            "policy mpcache: preset = 'thesis' must be one of few-queries, small-clusters, clusters, paper, named once",
+            "policy mpcache: preset = 'thesis' must be one of few-queries, each-head, clusters, paper, named once",
         ),
         (
             "mpcache:preset=clusters,observed=1.5",

@@ -49,6 +49,7 @@ TEXTS = [
     "cskv:rank=0.25,window=4,turning=low|full",
     "cskv:rank=0.25,window=4,turning=whole|full",  # of learned positions
 ]
+TEXTS.append("mpcache:static=0.8,dynamic=0.5,fine=3,sinks=2,window=4,observed=6,sharing=1,per_head=true")
 SECURE = [("masked", 2), ("masked", 3), ("crypten", 2)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,18 @@ NEW = 4
 def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shelf, "PAGE_BYTES", 1 << 10)
     monkeypatch.setattr(shelf, "LEAST_ROWS", 4)
+
+
+def test_sessions_side_by_side_in_too_little_memory(tmp_path: Path) -> None:
+    """Each asks the others for layers; none loses a row by it."""
+    random_checkpoints.save("gpt2", tmp_path / "model")
+    paged = Paged(load_checkpoint(tmp_path / "model"), tmp_path / "store", SuiteSpec("masked"), most=60_000)
+    plan = GenerationPlan(len(PROMPT), 3)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda _: paged.answer(plan, paged=True)[0], range(2)))
+    assert found == [paged.wanted(plan)] * 2
+    assert (paged.memory.used_bytes, paged.memory.paged_bytes) == (0, 0)
+    paged.store.close()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from tests.tools.attack.model_id_reused import ModelIdReused
 from tests.tools.attack.option_sets import OptionSets
 from tests.tools.attack.two_clients_one_session import TwoClientsOneSession
 
+pytestmark = pytest.mark.usefixtures("own_predictions")
 ATTACKS: list[Attack] = [
     IdleStreams(),
     CostlyPolicy(),

@@ -20,6 +20,7 @@ from tests.parties import tape_folders as tapes
 from tests.parties.conftest import run
 from tests.parties.deployment import Deployment
 
+pytestmark = pytest.mark.usefixtures("own_predictions")
 PREDICTED = Prediction(prompt=5, new=4, prompt_dealt=1000, prompt_sent=100, token_dealt=700, token_sent=30)
 
 
