@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -65,6 +66,7 @@ err = Console(stderr=True, highlight=False, emoji=False)  # :ab: and :cd: are pa
 out = FittingConsole(highlight=False, emoji=False)
 
 ERROR_EXIT = 2
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ANY_WIDTH = 10_000  # columns, more than any table has
 RANGE_EXIT = 3
 READER_LEFT = 141  # as of a program that SIGPIPE ends
@@ -84,7 +86,8 @@ class Settings:
 def error_line(error: BaseException) -> str:
     """Return `error [code]: message` on one line.
 
-    An exception that is not one of ours may carry a value in its message, so only its type and place are given.
+    An exception that is not one of ours may carry a value in its message, so only its type and place are given; of one of
+    the system's (a full disk) also what the system says, and of which file.
 
     >>> from mpc.errors import ConfigurationError
     >>> error_line(ConfigurationError("the prompt is empty"))
@@ -96,6 +99,9 @@ def error_line(error: BaseException) -> str:
     if error.__traceback__ is not None:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f" at {frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
+    if isinstance(error, OSError) and error.errno in FULL:
+        file = "what is written" if error.filename is None else str(error.filename)
+        return f"error [environment]: {file}: {os.strerror(error.errno)}; make room there, or write elsewhere"
     return f"error [internal]: {type(error).__name__}{place}; run `mpcache --debug ...` for the traceback"
 
 
@@ -112,8 +118,8 @@ def show_error(error: BaseException) -> None:
     line = error_line(error)
     err.print(Text(line, style="bold red"), soft_wrap=True)
     if Settings.as_json and not Settings.answered:
-        code = error.code if isinstance(error, MpcacheError) else "internal"
-        print_json({"error": {"code": code, "message": line.partition("]: ")[2]}})
+        code, _, message = line.removeprefix("error [").partition("]: ")
+        print_json({"error": {"code": code, "message": message}})
 
 
 def replace_what_cannot_be_written() -> None:

@@ -83,10 +83,18 @@ def to_failure(error: errors.MpcacheError) -> wire.Failure:
 
 
 def from_failure(failure: wire.Failure, reporter: str) -> errors.MpcacheError:
-    """Return the error that `reporter` sent, of its own type."""
+    """Return the error that `reporter` sent, of its own type. What is wrong with a machine (its disk is full) is said with
+    the name of who has that machine.
+
+    >>> str(from_failure(wire.Failure(code="environment", message="the disk is full: make room"), "party1"))
+    'party1: the disk is full: make room'
+    """
     if failure.code in _PEER:
         return _PEER[failure.code](clean(failure.peer), clean(failure.step), clean(failure.reason))
-    return _PLAIN.get(failure.code, InternalError)(clean(failure.message) or f"{reporter} failed without a message")
+    message = clean(failure.message) or f"{reporter} failed without a message"
+    if failure.code == errors.EnvironmentProblem.code and reporter not in message:
+        message = f"{reporter}: {message}"
+    return _PLAIN.get(failure.code, InternalError)(message)
 
 
 def said_why(error: Exception) -> bool:

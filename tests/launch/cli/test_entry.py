@@ -52,3 +52,21 @@ def test_a_reader_that_left(arguments: tuple[str, ...]) -> None:
         assert run(RUN, *arguments, stdout=writer) == (141, "")
     finally:
         os.close(writer)
+
+
+FULL = "error [environment]: what is written: No space left on device; make room there, or write elsewhere\n"
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("doctor", "--help")])
+def test_a_full_disk(arguments: tuple[str, ...]) -> None:
+    with open("/dev/full", "wb") as full:
+        assert run(RUN, *arguments, stdout=full.fileno()) == (2, FULL)
+
+
+def test_closed_streams() -> None:
+    """What would be written goes nowhere, and what would be read is empty; no traceback."""
+    closed = "import os, sys; os.close(0); os.close(1); sys.stdin = sys.stdout = None\n"
+    looked = (
+        "from launch.cli.entry import open_streams; open_streams(); assert sys.stdin.read() == ''; print(1, flush=True)\n"
+    )
+    assert run(closed + looked + RUN, "--version") == (0, "")

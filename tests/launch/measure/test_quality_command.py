@@ -58,7 +58,7 @@ def test_recall_command(command: Command, tmp_path: Path) -> None:
     assert {cell["recall"] for cell in record["needle"] if cell["policy"] == "full"} == {1.0}
     assert record["spot_check"] is None
     again = command("quality", *asked)
-    assert (again.code, again.out) == (2, "")
+    assert (again.code, list(json.loads(again.out))) == (2, ["error"])
     assert "results.json exists already; name another folder" in again.err
 
 

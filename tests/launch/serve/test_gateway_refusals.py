@@ -109,10 +109,9 @@ def test_bodies(gateway: Running) -> None:
     assert raw(gateway, "POST", "/v1/completions", b"{}", content_type="text/plain")[0] == 415
     assert raw(gateway, "OPTIONS", "/v1/completions")[0] == 405
     assert raw(gateway, "GET", "/v1/completions")[0] == 405
-    for method, path in (("GET", "/v1/engines"), ("POST", "/v1/completions/")):
-        status, said = raw(gateway, method, path)
-        assert status == 404
-        assert "/v1/chat/completions" in said["error"]["message"]
+    for asked in (("GET", "/v1/engines"), ("POST", "/v1/completions/")):
+        status, said = raw(gateway, *asked)
+        assert (status, "/v1/chat/completions" in said["error"]["message"]) == (404, True)
 
 
 def test_chunked_body_without_a_length(gateway: Running) -> None:
@@ -188,7 +187,6 @@ def test_chat_parameters(gateway: Running) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
     ]:
         with pytest.raises(openai.BadRequestError) as caught:
