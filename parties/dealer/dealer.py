@@ -162,8 +162,10 @@ class DealerSession(ServedSession):
             for stream in self.streams:
                 self.server.heartbeats.remove(stream)
                 stream.close()
-            self.server.release(self)
-        self.server.report(self, began, tape_bytes=self.ledger.total().offline_bytes)
+            try:
+                self.server.report(self, began, tape_bytes=self.ledger.total().offline_bytes)
+            finally:
+                self.server.release(self)
 
     def _wait_for_parties(self) -> Mapping[str, Joined]:
         def waiting(missing: list[str]) -> None:

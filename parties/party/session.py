@@ -160,8 +160,10 @@ class PartySession(ServedSession):
                 self._groups.release(self._greetings.place)
             for stream in self.streams:
                 self.server.heartbeats.remove(stream)
-            self.server.release(self)
-        self._report(began)
+            try:
+                self._report(began)  # before its place is free: whoever sees no session sees all of them counted
+            finally:
+                self.server.release(self)
 
     def _end(self, began: float) -> None:
         """Tell everybody how the session ended, and wait until they know."""
