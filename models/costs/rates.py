@@ -43,8 +43,8 @@ class Weights:
     session: float
 
 
-PARTY = Weights(products=0.65, bits=0.0, dealt=29.4, sent=229.0, calls=174.0, session=3.7e4)
-DEALER = Weights(products=0.4, bits=0.0, dealt=32.2, sent=0.0, calls=114.0, session=3.1e4)
+PARTY = Weights(products=0.575, bits=0.0, dealt=26.0, sent=203.0, calls=154.0, session=3.3e4)
+DEALER = Weights(products=0.355, bits=0.0, dealt=28.5, sent=0.0, calls=101.0, session=2.75e4)
 CRYPTEN_PARTY = Weights(products=1.27, bits=1.27, dealt=6.0, sent=60.0, calls=120.0, session=2.5e4)
 CRYPTEN_DEALER = Weights(products=0.4, bits=0.4, dealt=4.0, sent=20.0, calls=45.0, session=1.2e4)
 WEIGHTS = {"masked": (PARTY, DEALER), "crypten": (CRYPTEN_PARTY, CRYPTEN_DEALER)}
