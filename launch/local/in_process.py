@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,8 +28,7 @@ D = TypeVar("D")
 
 TAPE_SECONDS = 600.0
 DEVICE = "cpu"  # where roles compute unless it is said
-GATHERED_BYTES = 1 << 14  # of small entries that the dealer hands over at once ...
-CHUNK_BYTES = 1 << 20  # ... and that a party takes at once
+CHUNK_BYTES = 1 << 20  # of small entries that are handed over at once
 UNREAD_BYTES = 1 << 28  # what the dealer may have dealt a party before the party reads it
 
 
@@ -39,14 +37,9 @@ class _TapeNotTaken(TapeError):
 
 
 class _Stream:
-    """A tape's bytes on their way to one party: bounded, so that the dealer does not run ahead of what fits the memory.
-
-    Small entries gather at the dealer before they are handed over: its program never waits for a party's.
-    """
+    """A tape's bytes on their way to one party: bounded, so that the dealer does not run ahead of what fits the memory."""
 
     def __init__(self) -> None:
-        self._gathered: list[bytes] = []  # the dealer's alone
-        self._gathered_bytes = 0
         self._pieces: deque[bytes] = deque()
         self._waiting = 0
         self._ended = False
@@ -54,17 +47,6 @@ class _Stream:
 
     def put(self, piece: bytes) -> None:
         """Wait for room. Raises `_TapeNotTaken` when nobody takes anything any more."""
-        self._gathered.append(piece)
-        self._gathered_bytes += len(piece)
-        if self._gathered_bytes >= GATHERED_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Hand over what has gathered; as `put`."""
-        if not self._gathered:
-            return
-        piece = self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
-        self._gathered, self._gathered_bytes = [], 0
         with self._changed:
             if not self._changed.wait_for(lambda: self._ended or self._waiting < UNREAD_BYTES, TAPE_SECONDS) or self._ended:
                 raise _TapeNotTaken("a party takes no more of its tape")
@@ -142,8 +124,6 @@ def run_in_process(
             errors.append(error)
         finally:
             for stream in streams:
-                with suppress(_TapeNotTaken):
-                    stream.flush()
                 stream.end()
 
     threads = [threading.Thread(target=party_thread, args=(i,), name=f"party {i}", daemon=True) for i in range(parties)]
