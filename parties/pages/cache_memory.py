@@ -77,6 +77,11 @@ class CacheMemory:
                 )
             self.paged_bytes += size
 
+    def fits(self, size: int) -> bool:
+        """Whether pages may take so many more bytes."""
+        with self._lock:
+            return self.paged_bytes + size <= self._paged
+
     def entered(self, line: Entered) -> None:
         """Note where a session is."""
         with self._lock:
@@ -208,10 +213,11 @@ class SessionPager:
         return [layer for layer, size in list(self._sizes.items()) if size and layer not in (*busy, self.asked)]
 
     def evict(self, layer: int, own: bool) -> bool:
-        """Let a layer's rows go; whether that made room. own: this session's thread asks."""
+        """Let a layer's rows go; whether that made room. own: this session's thread asks; that the store is full ends the
+        session that needs room, not one that only has rows."""
         if own:
             return self._evicted(layer)
-        if not self._guard.acquire(blocking=False):
+        if not self._memory.fits(self._sizes.get(layer, 0)) or not self._guard.acquire(blocking=False):
             return False
         try:
             return self.waiting and self._failed is None and self._evicted(layer)
@@ -222,10 +228,10 @@ class SessionPager:
             self._guard.release()
 
     def _give_up(self) -> None:
-        """Let the layer go that another session has asked for, unless it is needed by now."""
+        """Let the layer go that another session has asked for, unless it is needed by now, or the store is full."""
         with self._memory._lock:
             layer, self.asked = self.asked, None
-            gives = layer is not None and layer in self.may_go(own=True)
+            gives = layer is not None and layer in self.may_go(own=True) and self._memory.fits(self._sizes[layer])
         if gives:
             self._evicted(cast(int, layer))
 

@@ -772,8 +772,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a session gives up the layer that it is in",
         "parties/pages/cache_memory.py",
-        "gives = layer is not None and layer in self.may_go(own=True)",
-        "gives = layer is not None",
+        "gives = layer is not None and layer in self.may_go(own=True) and",
+        "gives = layer is not None and",
         ("tests/parties/pages/test_rows.py",),
     ),
     Fault(

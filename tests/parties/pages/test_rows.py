@@ -241,6 +241,8 @@ def test_a_disk_that_refuses_ends_the_session_whose_rows_they_are(store: PageSto
     with pytest.raises(MpcacheError, match="the store is full"):
         pager.evict(2, own=True)
     assert whole(layers[2].k)
+    memory.book(-memory.paged_bytes)
+    pager._memory = CacheMemory(store, 1 << 30, 1 << 20)  # there seems to be room, as where a disk is full
     pager.waiting = True
     pager._guard.release()
     assert not pager.evict(1, own=False)
@@ -248,6 +250,23 @@ def test_a_disk_that_refuses_ends_the_session_whose_rows_they_are(store: PageSto
     pager.waiting = False
     with pytest.raises(MpcacheError, match="the store is full"), pager.waits():
         pass
+
+
+def test_a_full_store_ends_no_session_for_the_sake_of_another(store: PageStore) -> None:
+    """Neither one that waits nor one that computes; who needs the room is told."""
+    memory = CacheMemory(store, 1 << 30, 1 << 20)
+    (first, mine), (second, _) = session(memory), session(memory)
+    kept = [whole(entry.k) for entry in mine]
+    memory.most, memory._paged = 1, 64  # less than a page
+    with pytest.raises(MpcacheError, match="the store is full"):
+        second.enter(0)
+    memory.most, first.asked = 1 << 30, 1
+    first.enter(0)
+    with first.waits():
+        second_asks = [layer for layer in first.may_go(own=False) if first.evict(layer, own=False)]
+    assert (second_asks, away(mine), first.asked) == ([], [], None)
+    for entry, rows in zip(mine, kept, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(whole(entry.k), rows, strict=True))
 
 
 def test_when_a_session_that_waits_is_needed_again_is_predicted_from_its_last_wait() -> None:
