@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +165,12 @@ class Role:
         for line in self.process.stderr:
             self.log += line
 
-    def wait_for(self, text: str) -> None:
+    def wait_for(self, text: str, others: Iterable[Role] = ()) -> None:
+        """Wait until the log has a text, as long as this role and the others run."""
         limit = time.monotonic() + 120
         while text not in self.log:
-            assert self.process.poll() is None, self.log
+            for role in (self, *others):
+                assert role.process.poll() is None, role.log
             assert time.monotonic() < limit, f"not in the log: {text}\n{self.log}"
             time.sleep(0.02)
 
@@ -225,7 +227,7 @@ def test_from_init_to_an_answer(
     roles["dealer"] = Role(out, "dealer")
     roles["party0"].wait_for("party0: party1 is there (version")
     for name in roles:
-        roles[name].wait_for(f"{name}: all peers are there")
+        roles[name].wait_for(f"{name}: all peers are there", roles.values())
 
     monkeypatch.chdir(out / "model-owner")
     shared = command("model-owner", "--config", "model-owner.yaml", "--model", text_model)
