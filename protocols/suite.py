@@ -106,8 +106,8 @@ class Suite(Merging, HeldRows):
     def flags(self) -> Tensor | None:
         """Return this party's XOR share of the range flags since the last call: int64 words [kinds, places], or None.
 
-        kinds: `RANGE_KINDS`. A word is zero when no value of that kind left its declared range there, and a uniformly
-        random word otherwise (zero by chance: 2^-64). Only the client opens them, with the answer that they belong to.
+        At the host. kinds: `RANGE_KINDS`. A word is zero when no value of that kind left its declared range there, and a
+        uniformly random word otherwise (chance: 2^-64). Only the client opens them, with the answer that they belong to.
         """
         return None
 

@@ -22,6 +22,9 @@ BINARY = ARITHMETIC + COMPARISONS
 MOVES = ("axes", "reshape", "permute", "expand", "slice")
 
 
+FIXED = ("cat", "gather", "sum", "fold", "unpack", "pack", "axes", "permute", "constant")
+"""Operations whose attributes a kernel's text says; of others they are its arguments."""
+
 MOST_STEPS = 64  # operations that the host does again rather than wait for the device
 
 

@@ -201,7 +201,9 @@ def _steps(count: int, device: torch.device) -> Tensor:
     return steps(count, 1, device)[None]
 
 
-def _joined(tensors: Sequence[Any], dim: int = 0) -> Deferred:
+def _joined(tensors: Sequence[Any], dim: int = 0, out: Tensor | None = None) -> Deferred:
+    if out is not None:
+        raise Unwritten
     found = [of(x) for x in tensors]
     dtype = found[0].dtype
     if any(x.dtype != dtype for x in found):
@@ -217,9 +219,9 @@ def _joined(tensors: Sequence[Any], dim: int = 0) -> Deferred:
     return Deferred(Node("cat", parts, shape, dtype, found[0].device, (at,)))
 
 
-def _stacked(tensors: Sequence[Any], dim: int = 0) -> Deferred:
+def _stacked(tensors: Sequence[Any], dim: int = 0, out: Tensor | None = None) -> Deferred:
     found = [of(x) for x in tensors]
-    return _joined([Deferred(_unsqueezed(x, dim % (len(x.shape) + 1))) for x in found], dim % (len(found[0].shape) + 1))
+    return _joined([Deferred(_unsqueezed(x, dim % (len(x.shape) + 1))) for x in found], dim % (len(found[0].shape) + 1), out)
 
 
 def _where(condition: Any, *both: Any) -> Deferred:

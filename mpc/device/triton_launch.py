@@ -26,10 +26,15 @@ _compiled: dict[str, Any] = {}
 
 def source_of(launch: Launch) -> Source:
     """Return the text for a launch, written once for all of its form."""
+    if launch.form is not None and launch.form.source is not None:
+        kept: Source = launch.form.source
+        return kept
     key = triton_source.key(launch)
     found = _sources.get(key)
     if found is None:
         found = _sources[key] = triton_source.source(launch)
+    if launch.form is not None:
+        launch.form.source = found
     return found
 
 

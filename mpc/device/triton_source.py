@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mpc.device.launches import Launch
-from mpc.device.node import COMPARISONS, Node
+from mpc.device.node import COMPARISONS, FIXED, Node
 
 BLOCK = 256
 _TYPES = {
@@ -23,7 +23,6 @@ _SIGNS = {
     "add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>",
     "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
 }  # fmt: skip
-FIXED = ("cat", "gather", "sum", "fold", "unpack", "pack", "axes", "permute", "constant")  # attrs are in the text
 Number = Callable[[list[Node]], int]
 Place = tuple[str, ...]
 

@@ -141,7 +141,7 @@ class Ranges:
             chosen = self._prg.ring(bits.shape, 64, s.device) & -bits.to(torch.int64)
             out[RANGE_KINDS.index(kind), place] ^= _xor(chosen)
         self._bits.clear()
-        return out
+        return out.cpu()
 
 
 def watch(s: CryptenSession, kind: str, opened: Tensor, mask: Tensor, fraction_bits: int, limit: int) -> None:

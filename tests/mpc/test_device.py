@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -106,7 +107,8 @@ def test_programs_give_what_torch_gives(ran: list[Launch], program: Callable[[An
 
 @pytest.mark.parametrize("count", [1, 7, 300])
 def test_bits_are_packed_as_at_the_host(ran: list[Launch], count: int) -> None:
-    for bits in (1, 3, 5, 8, 13, 16, 20, 24, 31, 38, 40, 57, 63, 64):
+    every = (1, 3, 5, 8, 13, 16, 20, 24, 31, 38, 40, 57, 63, 64)
+    for bits in every if count == 300 else (5, 31, 64):  # an interpreted kernel takes a sixth of a second
         x = words(count)
         data = pack(x, bits)
         there = recorded.packed(here(x), bits)
@@ -179,6 +181,73 @@ def test_sizes_do_not_make_another_kernel(ran: list[Launch]) -> None:
         (here(words(2, count)).t()[1:] + here(words(2))).cpu()
     assert key(ran[0]) == key(ran[1])
     assert source(ran[0]).text == source(ran[1]).text
+
+
+def random_program(seed: int) -> Callable[[Any, Any], Any]:
+    """Some operations on x and y of one shape [a, b], each on what was there before it."""
+    draw = random.Random(seed)
+    steps = [(draw.randrange(9), draw.randrange(100), draw.randrange(100)) for _ in range(draw.randrange(2, 14))]
+
+    def program(x: Any, y: Any) -> Any:
+        made = [x, y]
+        for op, i, j in steps:
+            a, b = made[i % len(made)], made[j % len(made)]
+            made.append(
+                [
+                    lambda a, b: a + b,
+                    lambda a, b: (a ^ b) >> 3,
+                    lambda a, b: torch.where(a < b, a * 3, b),
+                    lambda a, b: a.sum(0, keepdim=True) + b,
+                    lambda a, b: a[:1].expand(b.shape[0], -1) - b,
+                    lambda a, b: torch.cat([a[:, 1:], b[:, :1]], 1),
+                    lambda a, b: a.reshape(-1).reshape(b.shape),
+                    lambda a, b: (a[:, None, :] * b[None, :, :]).sum(0).sum(0, keepdim=True) + a,
+                    lambda a, b: a.t().reshape(b.shape),
+                ][op](a, b)
+            )
+        return torch.cat([z.reshape(-1) for z in made[-3:]])
+
+    return program
+
+
+def test_a_stretch_is_decided_once_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of one length gives what torch gives of others, by the kernels of the first; where sizes decide, each
+    way is kept."""
+    from mpc.device.triton_source import key
+
+    decided: list[int] = []
+    decide = launches._decided
+    keys: dict[launches.Form, tuple[object, ...]] = {}
+
+    def backend(launch: Launch) -> list[Tensor]:
+        assert launch.form is not None
+        assert keys.setdefault(launch.form, key(launch)) == key(launch)
+        return by_operations(launch)
+
+    def counted(order: Any, wanted: Any) -> Any:
+        decided.append(len(order))
+        return decide(order, wanted)
+
+    monkeypatch.setattr(launches, "_forms", {})
+    monkeypatch.setattr(launches, "_decided", counted)
+    monkeypatch.setattr(launches, "backends", [backend])
+    programs = [random_program(seed) for seed in range(25)]
+    kept = []
+    for a, b in [(3, 5), (4, 3), (2, 60), (70, 3), (1, 5), (4, 1), (5, 3)]:
+        for program in programs:
+            x, y = words(a, b), words(a, b)
+            assert torch.equal(program(here(x), here(y)).cpu(), program(x, y))
+        kept.append(len(decided))
+    assert kept[0] == kept[1] == len(programs)
+    assert kept[-1] == kept[-2]
+
+
+def test_what_has_no_elements_is_not_launched(ran: list[Launch]) -> None:
+    x = here(words(0, 3))
+    assert (x * 3 + 1).cpu().shape == (0, 3)
+    assert recorded.unpacked(here(torch.zeros(0, dtype=torch.uint8)), 13, (0, 2)).cpu().shape == (0, 2)
+    assert ran == []
+    assert x.sum(0).cpu().tolist() == [0, 0, 0]
 
 
 def test_the_host_does_not_wait_for_what_it_knows() -> None:

@@ -60,7 +60,7 @@ def outputs(name: str, parties: int, program: Program, words: Tensor, bits: int)
 
 def opened(shares: list[OutputShare]) -> Tensor:
     """What the client puts together, float64."""
-    total = torch.stack([s.share for s in shares]).sum(0)
+    total = torch.stack([s.share.cpu() for s in shares]).sum(0)
     return decode(ring.reduce(total, shares[0].bits), shares[0].fraction_bits, shares[0].bits)
 
 

@@ -53,7 +53,7 @@ def test_four_rounds_from_queries_to_the_choice(parties: int, monkeypatch: pytes
     def at_party(channel: Any, tape: Any) -> Any:
         suite = MaskedSuite(parties=parties, tape=tape, channel=channel)
         if channel.party == 0:
-            suite.context.observer = lambda m, bits: opened.append((m.clone(), bits))
+            suite.context.observer = lambda m, bits: opened.append((m.cpu(), bits))
         suite.context.revealed = lambda m, bits: revealed.append(m)
         return suite.output(suite.run(program(suite, channel.party))), suite.ledger.total()
 
@@ -65,7 +65,7 @@ def test_four_rounds_from_queries_to_the_choice(parties: int, monkeypatch: pytes
 
     monkeypatch.setattr(MemoryChannel, "send", counted)
     results, _ = run_in_process(parties, at_party, at_dealer)
-    total = sum(r[0].share for r in results)
+    total = sum(r[0].share.cpu() for r in results)
     first = results[0][0]
     chosen = decode(reduce(total, first.bits), first.fraction_bits, first.bits)
     expected = (q @ middle.transpose(1, 2))[:, 0].argsort(dim=-1, descending=True, stable=True)[:, :KEPT]

@@ -59,7 +59,7 @@ def looked_up(suite_name: str, parties: int, index: Tensor, table: Tensor) -> tu
     for name in ("rounds", "bytes_sent", "offline_bytes"):
         assert getattr(predicted, name) == getattr(counted, name), name
     first = outputs[0][0]
-    total = torch.stack([share.share for share, _ in outputs]).sum(0)
+    total = torch.stack([share.share.cpu() for share, _ in outputs]).sum(0)
     return fixed_point.decode(total, first.fraction_bits, first.bits), counted
 
 

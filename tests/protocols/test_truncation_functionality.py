@@ -57,8 +57,8 @@ def masked(parties: int, local: bool) -> tuple[list[Tensor], Tensor, Tensor]:
     def at_party(channel: Any, tape: Any) -> Shared:
         c = Context(tape, channel, parties)
         if c.first:
-            c.observer = lambda m, bits: seen.append(m)
-        out: Shared = Scheduler(c.flush).run(gate(c, Shared(shares[channel.party], BITS, CUT)))
+            c.observer = lambda m, bits: seen.append(m.cpu())
+        out: Shared = Scheduler(c.flush).run(gate(c, Shared(shares[channel.party].to(c.device), BITS, CUT)))
         return out
 
     def at_dealer(tape: Any) -> None:
@@ -66,7 +66,7 @@ def masked(parties: int, local: bool) -> tuple[list[Tensor], Tensor, Tensor]:
         Scheduler(c.flush).run(gate(c, Shared(c.blank(EVERY.shape), BITS, CUT)))
 
     found, _ = run_in_process(parties, at_party, at_dealer)
-    return shares, seen[0], ring.reduce(torch.stack([s.x for s in found]).sum(0), BITS - CUT)
+    return shares, seen[0], ring.reduce(torch.stack([s.x.cpu() for s in found]).sum(0), BITS - CUT)
 
 
 def behind_a_veil(parties: int) -> tuple[list[Tensor], Tensor]:
@@ -79,13 +79,13 @@ def behind_a_veil(parties: int) -> tuple[list[Tensor], Tensor]:
         a, b = await together(open_value(c, Shared(x, BITS, CUT)), open_value(c, Shared(y, BITS, 0)))
         behind, again = (veiled.product(c, "product", a, b, elementwise) for _ in range(2))
         if party is not None:
-            held[party] = ring.reduce(behind.x, BITS)
-            check_uniform(ring.reduce(again.x - behind.x, BITS), 1 << BITS)  # each behind a veil of its own
+            held[party] = ring.reduce(behind.x, BITS).cpu()
+            check_uniform(ring.reduce(again.x - behind.x, BITS).cpu(), 1 << BITS)  # each behind a veil of its own
         return c.shared(await veiled.open_cut(c, behind, CUT))
 
     def at_party(channel: Any, tape: Any) -> Shared:
         c, me = Context(tape, channel, parties), channel.party
-        out: Shared = Scheduler(c.flush).run(gate(c, shares[0][me], shares[1][me], me))
+        out: Shared = Scheduler(c.flush).run(gate(c, *(x[me].to(c.device) for x in shares), me))
         return out
 
     def at_dealer(tape: Any) -> None:
@@ -93,7 +93,7 @@ def behind_a_veil(parties: int) -> tuple[list[Tensor], Tensor]:
         Scheduler(c.flush).run(gate(c, c.blank(EVERY.shape), c.blank(EVERY.shape), None))
 
     found, _ = run_in_process(parties, at_party, at_dealer)
-    return held, ring.reduce(torch.stack([s.x for s in found]).sum(0), BITS - CUT)
+    return held, ring.reduce(torch.stack([s.x.cpu() for s in found]).sum(0), BITS - CUT)
 
 
 def test_a_veiled_product_of_two_parties_is_decided_by_the_low_bits_of_both_shares() -> None:
@@ -120,7 +120,7 @@ def test_sums_of_known_factors_behind_a_veil(parties: int, bits: int, count: int
 
     async def gate(c: Context, a: Shared, b: Shared) -> list[Shared]:
         first, second = await together(open_value(c, a), open_value(c, b))
-        terms = [(first, Factor(lambda: f, 4)), (second, Factor(lambda: g, 1))]
+        terms = [(first, Factor(lambda: f.to(c.device), 4)), (second, Factor(lambda: g.to(c.device), 1))]
         found = await veiled.open_cut(c, veiled.sum_known(c, "sum", terms, bits), count, wraps=True)
         assert (found.bits, found.frac) == (bits - count, 4 - count)
         return [c.shared(found), truncation.lift(c, found, 64)]
@@ -205,15 +205,16 @@ def test_a_wide_cut(parties: int) -> None:
     def at_party(channel: Any, tape: Any) -> Shared:
         c = Context(tape, channel, parties)
         if c.first:
-            c.observer = lambda m, bits: seen.append(m)
-        return at_role(c, shares[channel.party])
+            c.observer = lambda m, bits: seen.append(m.cpu())
+        share = shares[channel.party]
+        return at_role(c, Wide(share.low.to(c.device), share.high.to(c.device)))
 
     def at_dealer(tape: Any) -> None:
         c = Context(tape, None, parties)
         at_role(c, Wide(c.blank((20_000,)), c.blank((20_000,))))
 
     found, _ = run_in_process(parties, at_party, at_dealer)
-    result = ring.reduce(torch.stack([s.x for s in found]).sum(0), WIDE - WIDE_CUT)
+    result = ring.reduce(torch.stack([s.x.cpu() for s in found]).sum(0), WIDE - WIDE_CUT)
     low = (1 << WIDE_CUT) - 1
     us = [(x + low) & low for x in numbers[0]] if parties == 2 else (seen[0] & low).tolist()
     wanted = [((x >> WIDE_CUT) + (u < (x & low))) % (1 << (WIDE - WIDE_CUT)) for x, u in zip(xs, us, strict=True)]
@@ -229,7 +230,7 @@ def test_crypten(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def watched(s: CryptenSession, items: Any) -> list[Tensor]:
         out = opened(s, items)
         if s.channel is not None and s.party == 0:
-            seen.extend(out)
+            seen.extend(x.cpu() for x in out)
         return out
 
     monkeypatch.setattr(CryptenSession, "open_together", watched)
@@ -239,6 +240,6 @@ def test_crypten(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     x = EVERY - (1 << (BITS - 1))
     out = evaluate(program, [x], parties=parties, input_bits=0)
-    found = torch.stack([parts[0].share for parts in out.shares]).sum(0)
+    found = torch.stack([parts[0].share.cpu() for parts in out.shares]).sum(0)
     assert torch.equal(found, expected(x, seen[0] & LOW))
     check_uniform(seen[0].reshape(-1) & LOW)

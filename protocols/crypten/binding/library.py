@@ -139,7 +139,12 @@ def _kbit_random_tensor(size: Any, bitlength: int | None = None, generator: Any 
 
 def _arithmetic_przs(*size: Any, device: Any = None) -> Any:
     _own_device(device)
-    return ArithmeticSharedTensor.from_shares(wrapped(current_session().zero_sharing(_shape(size))))
+    share = current_session().zero_sharing(_shape(size))
+    if (
+        device is None and share.is_cuda and share.numel() == 0
+    ):  # of `MPCTensor([])`: CrypTen adds an empty tensor of the host
+        return ArithmeticSharedTensor.from_shares(share.cpu())
+    return ArithmeticSharedTensor.from_shares(wrapped(share))
 
 
 def _binary_przs(*size: Any, device: Any = None) -> Any:

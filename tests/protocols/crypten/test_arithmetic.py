@@ -47,7 +47,7 @@ def test_truncation_is_floor_or_floor_plus_one(parties: int, count: int) -> None
         return await program(s, high * 2**32 + low)
 
     out = evaluate(whole, [x >> 32, x & 0xFFFFFFFF], parties=parties, input_bits=0)
-    total = sum(parts[0].share for parts in out.shares)
+    total = sum(parts[0].share.cpu() for parts in out.shares)
     error = total - (x >> count)
     assert set(error.unique().tolist()) <= {0, 1}
     exact = (x & ((1 << count) - 1)) == 0
@@ -310,7 +310,7 @@ def test_selection_is_exact(parties: int) -> None:
         return [_raw(s, chosen), _raw(s, flags), _raw(s, comparison.to_arithmetic(s.session, other))]
 
     out = evaluate(program, [x >> 32, x & 0xFFFFFFFF], parties=parties, input_bits=0)
-    total = sum(parts[0].share for parts in out.shares)
+    total = sum(parts[0].share.cpu() for parts in out.shares)
     expected = torch.stack([((x & 0xFFFFFFFF) - (1 << 31)) < t for t in (0, 1 << 30)])
     assert torch.equal(total, expected.long() * x)
     assert torch.equal(out.values[1], expected.double())

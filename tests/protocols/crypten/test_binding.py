@@ -14,6 +14,7 @@ from launch.local.in_process import run_in_process
 from mpc.channel import MemoryChannel
 from mpc.errors import ConfigurationError, TapeError
 from mpc.tape import DealerTape, PartyTape
+from protocols.crypten.binding.communicator import plain, wrapped
 from protocols.crypten.binding.library import CryptenSession, open_session, use
 
 import crypten  # isort: skip
@@ -30,7 +31,7 @@ def _run(parties: int, main: Main, dealer: Main | None = None) -> tuple[list[Any
         session = open_session(parties=parties, tape=tape, channel=channel)
         sessions.append(session)
         with use(session):
-            return main(session)
+            return _at_host(main(session))
 
     def dealer_main(tape: DealerTape) -> Any:
         session = open_session(parties=parties, tape=tape, channel=None)
@@ -45,7 +46,16 @@ def _held(session: CryptenSession, x: Tensor) -> Tensor:
     """Party 0 holds x, the others zeros; the dealer its shape."""
     if session.channel is None:
         return session.without_content(x.shape)
-    return x.clone() if session.party == 0 else torch.zeros_like(x)
+    return wrapped((x.clone() if session.party == 0 else torch.zeros_like(x)).to(session.device))
+
+
+def _at_host(found: Any) -> Any:
+    """What CrypTen gave, tensors out of its wrapper, at the host."""
+    if isinstance(found, list | tuple):
+        return [_at_host(x) for x in found]
+    if isinstance(found, dict):
+        return {name: _at_host(x) for name, x in found.items()}
+    return plain(found).cpu() if hasattr(found, "device") else found
 
 
 @pytest.mark.parametrize("parties", [2, 3])
@@ -57,7 +67,7 @@ def test_collectives(parties: int) -> None:
         assert (comm.get_rank(), comm.get_world_size()) == (s.party, parties)
         if s.channel is None:
             return None
-        mine = x + 10 * s.party
+        mine = wrapped((x + 10 * s.party).to(s.device))
         got = {
             "all_reduce": comm.all_reduce(mine),
             "xor": comm.all_reduce(mine, op=ReduceOp.BXOR),
@@ -218,7 +228,7 @@ def test_wrap_counting_truncation_with_three_parties() -> None:
     x = torch.arange(-500, 500) * 12_345
 
     def main(s: CryptenSession) -> Any:
-        value = ArithmeticSharedTensor.from_shares(_held(s, x) + s.zero_sharing(x.shape), precision=0)
+        value = ArithmeticSharedTensor.from_shares(_held(s, x) + wrapped(s.zero_sharing(x.shape)), precision=0)
         return beaver.truncate(value, 1000).reveal()
 
     results, _ = _run(3, main)

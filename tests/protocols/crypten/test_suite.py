@@ -294,10 +294,10 @@ def test_outputs_are_re_randomised() -> None:
     share = torch.zeros(2, 1000, dtype=torch.int64)
 
     async def program(s: Any, v: Any) -> Value:
-        return CryptenValue(share[s.session.party], 16, s.session.party)
+        return CryptenValue(share[s.session.party].to(s.session.device), 16, s.session.party)
 
     out = evaluate(program, [torch.zeros(1)], parties=2)
-    parts = [o.share for (o,) in out.shares]
+    parts = [o.share.cpu() for (o,) in out.shares]
     assert torch.equal(parts[0], -parts[1])
     assert (parts[0] != 0).all()
     assert len(parts[0].unique()) == 1000
@@ -336,7 +336,7 @@ def test_weights_outlive_their_session(parties: int) -> None:
 
     run(True)
     for _ in range(2):
-        total = sum(o.share for o in run(False))
+        total = sum(o.share.cpu() for o in run(False))
         assert float((decode(total, 16) - decoded(x) @ decoded(w, WEIGHT_BITS)).abs().max()) <= 2.0**-16
     party = kept[0]
     assert isinstance(party, CryptenWeight)

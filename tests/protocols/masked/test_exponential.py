@@ -192,7 +192,7 @@ def test_hashes_are_zero_where_no_score_lies(parties: int, masked: bool) -> None
     async def noted(c: Context, s: Shared) -> Shared:
         found = await gate(c, s)
         if c.evaluating:
-            collected.append(found.x)
+            collected.append(found.x.cpu())
         return found
 
     run(noted, [(units, 8 + FRAC)], parties)

@@ -49,7 +49,7 @@ def test_openings_without_a_mask_are_found(monkeypatch: pytest.MonkeyPatch) -> N
 
     async def bare(c: Context, x: Shared) -> Any:
         known = c.evaluating or c.tape.dealing
-        return await Opening(x, torch.zeros(x.shape, dtype=torch.int64) if known else c.blank(x.shape))
+        return await Opening(x, torch.zeros(x.shape, dtype=torch.int64, device=c.device) if known else c.blank(x.shape))
 
     monkeypatch.setattr(routing, "open_value", bare)
     assert failures(2)

@@ -30,7 +30,7 @@ def test_look_up(parties: int, low: int, width: int) -> None:
 
     async def gate(c: Context, a: Shared) -> Any:
         hot = signed_one_hot(c, await open_value(c, a), low, width, ring_bits)
-        found = signed_look_up(c, hot, by_difference(tables), ring_bits)
+        found = signed_look_up(c, hot, by_difference(tables).to(c.device), ring_bits)
         sign = Shared(c.deal("sign", x.shape, ring_bits, hot.sign), ring_bits, 0)
         return found.map(lambda t: t[0]), found.map(lambda t: t[1]), sign
 
@@ -58,7 +58,7 @@ def test_a_table_of_both_digits(parties: int, width: int) -> None:
     async def gate(c: Context, a: Shared) -> Any:
         opened = await open_value(c, a)
         hot = signed_one_hot(c, opened, 0, width, ring_bits)
-        found = signed_look_up(c, hot, tables, ring_bits)
+        found = signed_look_up(c, hot, tables.to(c.device), ring_bits)
         sign = Shared(c.deal("sign", x.shape, ring_bits, hot.sign), ring_bits, 0)
         return *(Shared(t, ring_bits, 0) for t in found.x.unbind(0)), sign
 

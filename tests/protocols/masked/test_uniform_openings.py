@@ -47,7 +47,7 @@ async def narrow_products(c: Context, x: Shared, y: Shared) -> Shared:
 
 async def known_factors(c: Context, x: Shared, y: Shared) -> Shared:
     a = await open_value(c, x)
-    return await _cut(c, lifted.multiply_known(c, "known", a, lambda: torch.full(a.shape, 77), 0, 90), 30)
+    return await _cut(c, lifted.multiply_known(c, "known", a, lambda: torch.full(a.shape, 77, device=c.device), 0, 90), 30)
 
 
 async def squares(c: Context, x: Shared, y: Shared) -> Shared:
@@ -56,7 +56,7 @@ async def squares(c: Context, x: Shared, y: Shared) -> Shared:
 
 
 async def wide_deal(c: Context, x: Shared, y: Shared) -> Shared:
-    dealt = wide.deal(c, "value", x.shape, 100, lambda: Wide.of(torch.full(x.shape, 12_345)) << 40)
+    dealt = wide.deal(c, "value", x.shape, 100, lambda: Wide.of(torch.full(x.shape, 12_345, device=c.device)) << 40)
     if not c.evaluating:
         dealt = Wide(c.blank(x.shape), c.blank(x.shape))
     assert isinstance(dealt, Wide)
@@ -65,7 +65,7 @@ async def wide_deal(c: Context, x: Shared, y: Shared) -> Shared:
 
 async def signed(c: Context, x: Shared, y: Shared) -> Shared:
     hot = signed_one_hot(c, await open_value(c, y.to_ring(6)), 0, 6, 24)
-    found = signed_look_up(c, hot, torch.arange(64).expand(1, 64, 64), 24).map(lambda t: t[0])
+    found = signed_look_up(c, hot, torch.arange(64, device=c.device).expand(1, 64, 64), 24).map(lambda t: t[0])
     masked = await open_value(c, found)
     unsigned = lifted.multiply_known(c, "sign", masked, hot.sign, 0, 24)
     assert isinstance(unsigned, Shared)
@@ -90,7 +90,7 @@ async def chosen(c: Context, x: Shared, y: Shared) -> list[Shared]:
 async def veiled_factors(c: Context, x: Shared, y: Shared) -> list[Shared]:
     """Two sums of masked values times known numbers, of which a word, and fewer bits that are lifted later, are left."""
     a, b = await together(open_value(c, x), open_value(c, y.to_ring(20)))
-    known = lifted.Factor(lambda: torch.full(a.shape, 77), 0)
+    known = lifted.Factor(lambda: torch.full(a.shape, 77, device=c.device), 0)
     one, two = (veiled.sum_known(c, "known", [(value, known)], bits) for value, bits in ((a, 90), (b, 40)))
     found = await together(veiled.open_cut(c, one, 30), veiled.open_cut(c, two, 10, wraps=True))
     return [c.shared(found[0]), c.shared(await raise_ring(c, found[1], 0, 44))]
@@ -176,7 +176,11 @@ def test_counted_masks_that_are_too_small_are_found(parties: int, monkeypatch: p
 @pytest.mark.parametrize("gate", [products, known_factors, wide_deal])
 def test_a_high_word_without_a_mask_is_found(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     real = wide.random
-    monkeypatch.setattr(wide, "random", lambda *of: Wide(real(*of).low, torch.zeros(of[2], dtype=torch.int64)))
+
+    def low_alone(c: Context, op: str, shape: torch.Size, bits: int) -> Wide:
+        return Wide(real(c, op, shape, bits).low, torch.zeros(shape, dtype=torch.int64, device=c.device))
+
+    monkeypatch.setattr(wide, "random", low_alone)
     assert _failures(gate, 3)
 
 

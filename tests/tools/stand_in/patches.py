@@ -10,11 +10,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from mpc.device import keystream, launches, products, triton_launch
+from mpc.device import int8, keystream, launches, products, triton_launch
 from mpc.device.deferred import Deferred
 from mpc.device.digits import DigitMatrix
 from mpc.device.launches import Launch
 from mpc.generators import CHACHA, GENERATORS
+from tests.tools.stand_in import tensor
 from tests.tools.stand_in.counts import note
 from tests.tools.stand_in.tensor import CUDA, StandIn, up
 
@@ -66,9 +67,10 @@ def _factory(name: str) -> Callable[..., Tensor]:
             found: Tensor = original(*args, **options)
             return found
         del options["device"]
-        made = original(*args, **options)
         if name in ("tensor", "as_tensor"):
+            made = original(*args, **options)
             return made if isinstance(made, StandIn) else up(made)
+        made = original(*args, **options, device=tensor.PLACE)
         note("kernel", name)
         return StandIn(made)
 
@@ -79,6 +81,8 @@ def _launched(launch: Launch) -> list[Tensor]:
     """Run a launch on what the device's tensors hold: one kernel, whose text must exist."""
     triton_launch.source_of(launch)
     note("kernel", "launch")
+    if tensor.PLACE == "meta":
+        return [StandIn(torch.empty(node.shape, dtype=node.dtype, device="meta")) for node in launch.outputs]
     kept = [(node, node.held) for node in launch.nodes if node.held is not None]
     for node, held in kept:
         node.held = held.held if isinstance(held, StandIn) else held
@@ -112,10 +116,29 @@ def _held(x: Tensor) -> Tensor:
 def _made(head: Tensor, first: int, count: int) -> Tensor:
     """Make blocks of ChaCha20's stream: one kernel."""
     note("kernel", "keystream")
+    if tensor.PLACE == "meta":
+        return StandIn(torch.empty(64 * count, dtype=torch.uint8, device="meta"))
     held = head.held if isinstance(head, StandIn) else head
     key, nonce = held[:8].numpy().tobytes(), held[8:].numpy().tobytes()
     cipher = GENERATORS[CHACHA].cipher(key, int.from_bytes(nonce, "little"), first)
     return StandIn(torch.frombuffer(bytearray(cipher.update(bytes(64 * count))), dtype=torch.uint8))
+
+
+def _shape_of_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return what `torch._int_mm` gives: what torch itself has for shapes takes seconds to import."""
+    return torch.empty((a.shape[0], b.shape[1]), dtype=torch.int32, device=a.device)
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Let the device hold no data within: what comes to the host is zero, so no result is right, but memory of any size can
+    be counted (`tests.tools.stand_in.memory`)."""
+    with (
+        mock.patch.object(tensor, "PLACE", "meta"),
+        mock.patch.object(int8, "exact", return_value=True),
+        mock.patch.object(torch, "_int_mm", _shape_of_product),
+    ):
+        yield
 
 
 @contextmanager

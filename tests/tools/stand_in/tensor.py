@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from mpc.device.deferred import Deferred
+from tests.tools.stand_in import memory
 from tests.tools.stand_in.counts import line, note
 
 CUDA = torch.device("cuda:0")
@@ -24,12 +25,15 @@ VIEWS = _names(
     "new_empty_strided"
 )
 WAITS = _names("_local_scalar_dense nonzero equal is_nonzero _unique2 masked_select bincount unique_dim")
+ASKED = _names("_local_scalar_dense equal is_nonzero")
 SCALARS = _names("item tolist __bool__ __int__ __float__ __index__")
 PRODUCTS = _names("mm bmm addmm baddbmm dot mv addmv addbmm vdot")
 INDEXING = _names("index _unsafe_index index_put index_put_ _index_put_impl_")
 UNCOMPARED = VIEWS | {"_to_copy", "empty_permuted"}
 MIRROR: Any = None
 """What runs before and after each operation, see `mirror`."""
+PLACE = "cpu"
+"""Where the data lies; "meta": there are shapes alone, and what comes to the host is zero (`patches.shapes_alone`)."""
 NOT_IN_THIS_BUILD = ("not linked with support", "arguments from the 'CUDA' backend")
 """torch's words where a function looks for the real device before it comes to `__torch_dispatch__`."""
 
@@ -49,14 +53,20 @@ def _plain(x: Any) -> Any:
     return x.held if isinstance(x, StandIn) else x
 
 
+def _values(x: Any) -> Any:
+    return _content(x.held) if isinstance(x, StandIn) else x
+
+
 def _placed(x: Any) -> Any:
     """Return a result as a tensor of the device."""
-    return StandIn(x) if isinstance(x, Tensor) and not isinstance(x, StandIn) and x.device.type == "cpu" else x
+    return StandIn(x) if isinstance(x, Tensor) and not isinstance(x, StandIn) and x.device.type == PLACE else x
 
 
 def up(x: Tensor) -> StandIn:
     """Return a copy of a host's tensor on the device."""
     note("up", "copy", _size(x))
+    if PLACE == "meta":
+        return StandIn(torch.empty_like(x.detach(), device=PLACE))
     return StandIn(x.detach().clone(memory_format=torch.preserve_format))
 
 
@@ -64,13 +74,19 @@ def down(x: Tensor) -> Tensor:
     """Return what the host gets of a result; it waits for it."""
     note("down", "copy", _size(x))
     note("wait", "copy")
-    return x
+    return _content(x)
+
+
+def _content(x: Tensor) -> Tensor:
+    """Return data, zeros where there are shapes alone."""
+    return torch.zeros(x.shape, dtype=x.dtype) if x.is_meta else x
 
 
 class StandIn(Tensor):
-    """A tensor that says cuda:0. held: its data, on the CPU."""
+    """A tensor that says cuda:0. held: its data, on the CPU. block: its memory, where that is watched."""
 
     held: Tensor
+    block: memory.Block | None
 
     @staticmethod
     def __new__(cls, held: Tensor) -> StandIn:
@@ -83,6 +99,7 @@ class StandIn(Tensor):
             device=CUDA,
         )
         made.held = held
+        made.block = memory.block(held)
         return made
 
     def __repr__(self, **_: Any) -> str:
@@ -91,8 +108,10 @@ class StandIn(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Functions of the host first; the rest goes on to `__torch_dispatch__` where torch lets it."""
-        if any(isinstance(x, Deferred) for x in args):
+        if Deferred in types:
             return Deferred.__torch_function__(func, types, args, kwargs)
+        if not all(issubclass(x, Tensor) for x in types):
+            return NotImplemented  # tensors without content, which know what to do with others
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
         if name == "cpu":
@@ -100,8 +119,7 @@ class StandIn(Tensor):
         if name in ("numpy", "__array__", "data_ptr"):
             raise DeviceMistake("can't convert cuda:0 device type tensor to numpy; copy it to the host first")
         if name in SCALARS:
-            down(args[0].held)
-            return func(args[0].held, *args[1:], **kwargs)
+            return func(down(args[0].held), *args[1:], **kwargs)
         try:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
@@ -127,10 +145,11 @@ class StandIn(Tensor):
         wanted = options.get("device")
         to_host = wanted is not None and torch.device(wanted).type == "cpu"
         if wanted is not None:
-            options["device"] = torch.device("cpu")
+            options["device"] = torch.device(PLACE)
         mirror = None if MIRROR is None or name in UNCOMPARED else MIRROR
         made = mirror[0](func, args, options) if mirror else None
-        found = func(*tree_map(_plain, args), **tree_map(_plain, options))
+        plain = _values if name in ASKED else _plain
+        found = func(*tree_map(plain, args), **tree_map(plain, options))
         if mirror:
             mirror[1](made, found)
         if name == "_to_copy" and to_host:
@@ -142,7 +161,9 @@ class StandIn(Tensor):
             note("wait", name)
         if writes:
             return args[0]
-        return found if to_host or name in ("_local_scalar_dense", "equal", "is_nonzero") else tree_map(_placed, found)
+        if to_host:
+            return tree_map(lambda x: _content(x) if isinstance(x, Tensor) else x, found)
+        return found if name in ASKED else tree_map(_placed, found)
 
 
 def _written(argument: Any) -> bool:
@@ -152,7 +173,8 @@ def _written(argument: Any) -> bool:
 def _copied(func: Any, args: Any, options: Any) -> Any:
     """Copy into a tensor of either side."""
     target, source = args[0], args[1]
-    func(*tree_map(_plain, args), **options)
+    plain = _plain if isinstance(target, StandIn) else _values
+    func(*tree_map(plain, args), **options)
     if not isinstance(target, StandIn):
         down(target)
     elif not isinstance(source, StandIn) and source.dim() > 0:
@@ -165,7 +187,7 @@ def _shows(found: Any, args: Any) -> bool:
     """Whether a result is the memory of an argument in another shape: no kernel."""
     if not isinstance(found, Tensor) or not isinstance(args[0], StandIn):
         return False
-    same: bool = found.untyped_storage().data_ptr() == args[0].held.untyped_storage().data_ptr()
+    same: bool = found.untyped_storage()._cdata == args[0].held.untyped_storage()._cdata
     return same
 
 
