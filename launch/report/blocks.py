@@ -8,9 +8,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from launch.predict.networks import NETWORKS
+from launch.report.gpu import check_tables
 from launch.report.network_model import predict
 from launch.report.paper import paper_tables
 from launch.report.rows import FULL, Row, counted, pick, tokens
@@ -30,6 +32,7 @@ from mpc.errors import ConfigurationError
 
 BLOCK = re.compile(r"(<!-- results: (?P<name>[a-z-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 GPT2 = "gpt2"
+GPU = "gpu"
 PROMPT_SECONDS = ("dealer_seconds", "prepare_seconds", "seconds")
 LENGTHS = (128, 1024, 2048, 4096, 8192)
 
@@ -217,13 +220,18 @@ BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
 }
 
 
-def filled(text: str, rows: Sequence[Row]) -> str:
-    """Return the text with every block made again. Raises `ConfigurationError` for a block of an unknown name."""
+def filled(text: str, rows: Sequence[Row] | None, check: Mapping[str, Any] | None = None) -> str:
+    """Return the text with every block made again: from results, and block `GPU` from a check of a GPU. Blocks of what is
+    not given stay. Raises `ConfigurationError` for a block of an unknown name."""
 
     def block(match: re.Match[str]) -> str:
         name = match["name"]
-        if name not in BLOCKS:
-            raise ConfigurationError(f"results block '{name}' is unknown; there are: {', '.join(BLOCKS)}")
-        return f"{match[1]}\n{BLOCKS[name](rows)}\n\n{match[3]}"
+        if name not in (*BLOCKS, GPU):
+            raise ConfigurationError(f"results block '{name}' is unknown; there are: {', '.join((*BLOCKS, GPU))}")
+        if name == GPU:
+            made = None if check is None else check_tables(check)[1].markdown()
+        else:
+            made = None if rows is None else BLOCKS[name](rows)
+        return match[0] if made is None else f"{match[1]}\n{made}\n\n{match[3]}"
 
     return BLOCK.sub(block, text)

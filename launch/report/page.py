@@ -70,12 +70,11 @@ def html_page(title: str, tables: Sequence[Table], plots: Mapping[str, Plot]) ->
     )
 
 
-def write_report(rows: Sequence[Row], out: Path, title: str, tables: Sequence[Table] | None = None) -> list[Path]:
+def write_report(rows: Sequence[Row], out: Path, title: str, tables: Sequence[Table]) -> list[Path]:
     """Write report.md, report.html and the plots into `out`. An earlier report there is replaced, nothing else is."""
     if out.exists() and not out.is_dir():
         raise ConfigurationError(f"--out {out} is a file; give a folder for the report")
     out.mkdir(parents=True, exist_ok=True)
-    tables = all_tables(rows) if tables is None else tables
     plots = all_plots(rows)
     files = {"report.md": markdown(title, tables, plots).encode(), "report.html": html_page(title, tables, plots).encode()}
     files |= {f"{name}.png": plot.png for name, plot in plots.items()}

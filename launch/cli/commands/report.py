@@ -14,8 +14,9 @@ OutOption = Annotated[Path | None, typer.Option("--out", help="Folder for report
 
 
 def run(
-    results: Annotated[Path, typer.Option("--results", help="Folder with results of `mpcache bench --config`.")],
+    results: Annotated[Path | None, typer.Option(help="Folder with results of `mpcache bench --config`.")] = None,
     folder: OutOption = None,
+    gpu: Annotated[Path | None, typer.Option(help="A file of `python -m tests.tools.gpu_check` (docs/gpu.md).")] = None,
     paper: Annotated[
         bool, typer.Option("--paper", help="The paper's tables: latency and communication, full / policy.")
     ] = False,
@@ -27,31 +28,36 @@ def run(
     """Make a Markdown and an HTML page with plots, or fill the tables of a Markdown file, from results."""
     from launch.measure.bench.results import read_results
     from launch.report.blocks import filled
-    from launch.report.page import write_report
+    from launch.report.gpu import check_tables, read_check
+    from launch.report.page import all_tables, write_report
     from launch.report.paper import paper_tables
     from launch.report.rows import rows_of
     from launch.report.tables import where_table
     from mpc.errors import ConfigurationError
 
+    if results is None and gpu is None:
+        raise ConfigurationError("give --results FOLDER, --gpu FILE, or both")
     if folder is None and page is None:
         raise ConfigurationError("give --out FOLDER for a report, or --fill FILE for the tables of a Markdown file")
     if folder is not None:
         make_writable_folder(folder)
     if page is not None:
         check_writable_file(page, "--fill")
-    rows = rows_of(read_results(results))
+    rows = None if results is None else rows_of(read_results(results))
+    check = None if gpu is None else read_check(gpu)
     if page is not None:
         try:
             before = page.read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigurationError(f"--fill {page} cannot be read: {error.strerror}") from None
-        after = filled(before, rows)
+        after = filled(before, rows, check)
         if after != before:
             temporary = page.with_suffix(".new")
             temporary.write_text(after, encoding="utf-8")
             temporary.replace(page)
         out.print(f"{page} {'is changed' if after != before else 'was up to date'}", soft_wrap=True)
     if folder is not None:
-        tables = [*paper_tables(rows), where_table(rows)] if paper else None
-        for path in write_report(rows, folder, title, tables):
+        tables = [] if rows is None else [*paper_tables(rows), where_table(rows)] if paper else all_tables(rows)
+        tables += [] if check is None else check_tables(check)
+        for path in write_report(rows or [], folder, title, tables):
             out.print(str(path), soft_wrap=True)

@@ -39,6 +39,13 @@ from tests.tools.gpu_check.timing import Row, ring_elements, synchronise, timed
 
 RECALL = Path(__file__).parents[3] / "models" / "recall"
 PROMPT = [168, 99, 55, 26, 126, 9, 101, 112, 157, 197]
+POLICIES = (
+    "full",
+    "mpcache:preset=clusters,sharing=1,sinks=1,window=2,dynamic=0.4",
+    "h2o:budget=0.5",
+    "snapkv:budget=0.5,window=2",
+    "quest:page=2,budget=0.5",
+)
 CLOSE = 0.05  # of logits to the plain ones: they are of the size of 1
 Lengths = tuple[int, int]
 """Tokens in the cache before a token, or of a prompt; the other one is 0."""
@@ -189,13 +196,7 @@ def mixed(device: str, small: bool) -> Iterator[Row]:
 def plain(device: str, small: bool) -> Iterator[Row]:
     """Plaintext tokens of the shipped models with every kind of policy, as on the CPU."""
     with computing_on(device) as place:
-        for policy in (
-            "full",
-            "mpcache:preset=clusters,sharing=1",
-            "h2o:budget=0.5",
-            "snapkv:budget=0.5",
-            "quest:page=2,budget=0.5",
-        ):
+        for policy in POLICIES:
             checkpoint, plan = load_checkpoint(RECALL / "gpt2"), GenerationPlan(len(PROMPT), 4, policy=policy)
             start = time.perf_counter()
             found = PlainModel(checkpoint, torch.float64, place).generate(PROMPT, plan)
