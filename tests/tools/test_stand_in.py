@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tests.devices import STAND_IN, computing_on
 from tests.tools.stand_in.counts import ROOT, counting
+from tests.tools.stand_in.memory import watching
+from tests.tools.stand_in.patches import shapes_alone
 from tests.tools.stand_in.tensor import DeviceMistake, StandIn
 
 
@@ -88,3 +90,27 @@ def test_results_are_those_of_the_cpu() -> None:
     assert isinstance(found, StandIn)
     assert found.device.type == "cuda"
     assert torch.equal(found.cpu(), f(x))
+
+
+def test_memory_is_what_is_held_at_once() -> None:
+    with watching() as memory:
+        x = torch.zeros(1000, dtype=torch.int64).to("cuda")
+        shown = x.reshape(10, 100).t()[1:]
+        memory.begin()
+        held = memory.role()
+        assert (held.now, held.more) == (8000, 0)
+        y = x + 1
+        del y
+        z = (x + 2).to(torch.int8)  # beside what it is made of
+        assert (held.now, held.more) == (9000, 9000)
+        assert sorted(size for _, size in held.by_line()) == [1000, 8000]
+        del x, z
+        assert held.now == 8000
+        assert shown.shape == (99, 10)
+
+
+def test_shapes_alone_are_of_any_size_and_zero_at_the_host() -> None:
+    with shapes_alone(), watching() as memory:
+        x = torch.empty(1 << 20, 1 << 20, device="cuda")
+        assert memory.role().now == 4 << 40
+        assert x[:2, 3].cpu().tolist() == [0, 0]
