@@ -170,11 +170,6 @@ class ComputePartyServer(RoleServer[PartySession]):
                 f"{self.name} takes its tapes from a folder ('tapes'): they were dealt before anybody could know how many "
                 "drafted rows stay; ask without a draft, or let it ask a running dealer"
             )
-        if (manifest.prefix is not None or manifest.chunks) and self.tapes is not None:
-            raise ConfigurationError(
-                f"{self.name} takes its tapes from a folder ('tapes'), which has no masks for the rows of a prefix; ask "
-                "without one, or let it ask a running dealer"
-            )
         return facts
 
     def _blocks(self, manifest: Manifest, model: StoredModel) -> dict[int, StoredPrefix]:

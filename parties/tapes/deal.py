@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from models.architectures import AnyArchitecture
+from models.chunks import ChunkPlan
 from models.plans import Leaving, Lengths, make_plan
 from mpc.errors import ConfigurationError, EnvironmentProblem
 from parties.config.role_config import RoleConfig
@@ -43,6 +44,7 @@ class Deal:
     load_seconds: float
     session_seconds: list[float]
     padded: bool = False
+    behind: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class DealSpec:
     A tape serves one session whose prompt has exactly its length, and whose temperature is the one that its noise was dealt
     for (decoding "sample"). policy: the cache policy's text. program: what the sessions compute. texts: of an encoder's
     session, each of a length of `prompts`, padding included. padded: of decoders' sessions whose prompts are padded to a
-    length of `prompts`, and may be shorter (`models.padding`).
+    length of `prompts`, and may be shorter (`models.padding`). behind, chunks: what prompts stand behind, as in
+    `models.generation.GenerationPlan`; of which registered texts is decided when the load is used.
     """
 
     prompts: Sequence[int]
@@ -65,6 +68,8 @@ class DealSpec:
     program: Program = MODEL
     texts: int = 1
     padded: bool = False
+    behind: int = 0
+    chunks: ChunkPlan | None = None
 
     @property
     def tapes(self) -> int:
@@ -85,7 +90,7 @@ class DealSpec:
         """Return the program of each prompt length. load: its id, which stands for the model's: which one that is is decided
         when the load is used. Raises `ConfigurationError`."""
         lengths = [
-            Lengths(prompt * self.texts, self.new_tokens, texts=texts, padded=self.padded)
+            Lengths(prompt * self.texts, self.new_tokens, self.behind, self.chunks, texts, self.padded)
             for prompt in self.prompts
             for texts in [(prompt,) * self.texts if self.texts > 1 else ()]
         ]
@@ -170,7 +175,7 @@ def deal(
         sizes = {name: _size(folder / name) for name in facts.parties}
     folders = {name: out / name for name in facts.parties}
     found = (facts.load, folders, sizes, tuple(spec.prompts), spec.new_tokens, spec.sessions, load_seconds, seconds)
-    return Deal(*found, padded=spec.padded)
+    return Deal(*found, spec.padded, spec.behind)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ after a crash, and a tape that is copied back is refused by the journal.
 The load's tape masks each weight once. A party that restarts has lost the masked weights and runs the load again: the same
 tape with the same shares sends the same masked weights again, nothing new. The journal holds the load and the nonce of those
 shares' storing together (`parties.party.store`), so that shares of other weights, under whatever id, never get its masks. It
-is removed when the last session of its deal is over.
+is removed when the last session of its deal is over. Behind the weights it masks the rows of what the deal's sessions begin
+behind; then the journal holds a digest of all their storings (`Manifest.masked_with`), and both are loaded together.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.prefixes import ROWS
 from mpc.errors import EnvironmentProblem, MpcacheError, TapeError
 from parties.events import log
 from parties.identity.certificates import Identity
@@ -38,7 +40,21 @@ def describe(program: ProgramFacts) -> str:
     """Return the lengths that a tape serves, in words."""
     if program.text_tokens:
         return f"{len(program.text_tokens)} texts of {min(program.text_tokens)} to {max(program.text_tokens)} tokens"
-    return f"a {'padded ' * program.padded}prompt of {program.prompt_tokens} and up to {program.new_tokens} new tokens"
+    if program.decoding == ROWS:
+        return f"registering a text of {program.prompt_tokens} tokens"
+    prompt = f"a {'padded ' * program.padded}prompt of {program.prompt_tokens}"
+    return f"{prompt}{_before(program)} and up to {program.new_tokens} new tokens"
+
+
+def _before(program: ProgramFacts) -> str:
+    """Return what a prompt stands behind, in words; empty for nothing."""
+    chunks = program.chunk_plan
+    parts = [f"a prefix of {program.prefix_tokens}"] * bool(program.prefix_tokens)
+    if chunks is not None:
+        lengths = ", ".join(map(str, chunks.lengths))
+        among = f", each one of {chunks.among}" * bool(chunks.among)
+        parts.append(f"chunks of {lengths} ({chunks.again} computed again{among})")
+    return f" behind {' and '.join(parts)}" * bool(parts)
 
 
 def choice(program: ProgramFacts) -> str:
@@ -170,14 +186,15 @@ class TapeStore:
         there = [f"{count} {reason}" for reason, count in counts.items()]
         there += [f"{len(refused)} refused ({refused[0]})"] if refused else []
         lengths = f"--prompt {manifest.prompt_tokens} --tokens {manifest.new_tokens} --suite {manifest.suite}"
+        lengths += _options_before(manifest)
         lengths += "".join(f" --suite-option {name}={value}" for name, value in manifest.options.items())
         lengths += f" --policy '{manifest.policy}'" if manifest.policy != "full" else ""
         lengths += " --padded" * manifest.padded
         lengths += f" --decoding {manifest.decoding}" if manifest.decoding != "greedy" else ""
         lengths += f" --temperature {manifest.temperature}" if manifest.temperature is not None else ""
         raise TapeError(
-            f"{self._name} has no tape for a {'padded ' * manifest.padded}prompt of {manifest.prompt_tokens} tokens and "
-            f"{manifest.new_tokens} new tokens ({choice(manifest)}, suite {manifest.suite}): it has "
+            f"{self._name} has no tape for a {'padded ' * manifest.padded}prompt of {manifest.prompt_tokens} tokens"
+            f"{_before(manifest)} and {manifest.new_tokens} new tokens ({choice(manifest)}, suite {manifest.suite}): it has "
             f"{', '.join(there) or 'none at all'}; ask for what there is, or run `mpcache deal {lengths}` and give every "
             "party its folder"
         )
@@ -236,4 +253,16 @@ def _unfit(program: ProgramFacts, manifest: Manifest, free: bool) -> str:
         return f"for another {', '.join(other)}"
     if program.prompt_tokens != manifest.prompt_tokens or program.new_tokens < manifest.new_tokens:
         return f"for {describe(program)}"
-    return "" if free else "for another model's weights, or another storing of this one's"
+    if free:
+        return ""
+    rows = ", or other registered texts or another storing of these" * bool(manifest.blocks)
+    return f"for another model's weights, or another storing of this one's{rows}"
+
+
+def _options_before(program: ProgramFacts) -> str:
+    """Return the options of `mpcache deal` that say what a prompt stands behind."""
+    chunks, found = program.chunk_plan, f" --prefix {program.prefix_tokens}" * bool(program.prefix_tokens)
+    if chunks is not None:
+        found += f" --chunks {','.join(map(str, chunks.lengths))} --again {chunks.again}"
+        found += f" --candidates {chunks.among}" * bool(chunks.among)
+    return found
