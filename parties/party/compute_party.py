@@ -74,7 +74,9 @@ class ComputePartyServer(RoleServer[PartySession]):
         self.reach = Reach(config, lambda: self.identity)
         self.tapes: TapeStore | None = None
         if config.tapes is not None and (dealer := dealer_of(config)) is not None:
-            self.tapes = TapeStore(config.tapes, config.name, config.index, dealer, lambda: self.identity)
+            self.tapes = TapeStore(
+                config.tapes, config.name, config.index, dealer, lambda: self.identity, limits.max_tape_bytes
+            )
 
         self.groups = StepGroups(Network(config, lambda: self.identity, self.heartbeats, 0.0), self.metrics)
         self.metrics.follow("mpcache_stored_prefixes", lambda: len(self.prefixes.prefixes()))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +77,16 @@ class Taken:
 
 
 class TapeStore:
-    """The tapes of party `name` in `root`, dealt by `dealer`; own(): the party's identity.
+    """The tapes of party `name` in `root`, dealt by `dealer`; own(): the party's identity. most: bytes of tapes that count,
+    of the oldest deals first; None: all.
 
     Raises `EnvironmentProblem` when the folder cannot be used, `TapeError` when its journal is damaged.
     """
 
-    def __init__(self, root: Path, name: str, index: int, dealer: Peer, own: Callable[[], Identity]) -> None:
-        self.root = root
+    def __init__(
+        self, root: Path, name: str, index: int, dealer: Peer, own: Callable[[], Identity], most: int | None = None
+    ) -> None:
+        self.root, self._most = root, most
         self._name, self._index, self._dealer = name, index, dealer
         self._own = own
         # whose signature was checked, by file, time and size and by what was trusted then
@@ -133,7 +136,7 @@ class TapeStore:
 
     def _look(self, records: Records) -> tuple[list[TapeHeader], list[str]]:
         """Return headers of the unused tapes, and why others are refused."""
-        good, refused = [], []
+        good, refused, loads = [], [], dict[str, int]()
         for folder, tape in self._found():
             try:
                 if (session := records.session(tape)) is not None:
@@ -142,9 +145,27 @@ class TapeStore:
                 if load.program.prg != header.program.prg:
                     raise TapeError(f"tape {tape}: its seeds are expanded by another prg than those of its load: {REMEDY}")
                 good.append(header)
+                loads[header.load] = load.length
             except TapeError as error:
                 refused.append(str(error))
-        return good, refused
+        good.sort(key=lambda header: (header.created, header.load, header.number))
+        within = self._within(good, loads)
+        if beyond := len(good) - within:
+            refused.append(
+                f"the newest {beyond} of {len(good)} tapes: all together are more than the {self._most:,} bytes of "
+                f"'max_tape_bytes' in the 'limits' of {self._name}: raise it, or remove a deal"
+            )
+        return good[:within], refused
+
+    def _within(self, good: Sequence[TapeHeader], loads: Mapping[str, int]) -> int:
+        """Return how many of the tapes, the oldest first, lie within the quota. loads: bytes of each deal's load."""
+        total, counted = 0, set[str]()
+        for count, header in enumerate(good):
+            total += header.length + (0 if header.load in counted else loads[header.load])
+            counted.add(header.load)
+            if self._most is not None and total > self._most:
+                return count
+        return len(good)
 
     def stock(self) -> list[str]:
         """Return lines for a person: how many unused tapes there are, for what, and what is refused and why."""
