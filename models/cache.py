@@ -95,7 +95,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of a prompt: `tokens` of `prompt`, behind the first `before`, of which `behind` are a registered prefix's; public.
+    """A batch of a prompt: `tokens` of `prompt`, behind the first `before`, `behind` of them a registered prefix's; public.
 
     >>> Batch(prompt=9, before=2, tokens=5).observed(4), Batch(prompt=9, before=7, tokens=2).last
     (2, True)

@@ -275,8 +275,15 @@ def test_what_cannot_be_registered_or_continued() -> None:
     assert isinstance(tiny, Architecture)
     with pytest.raises(ConfigurationError, match="leaves no room for a prompt behind it: the model has"):
         PrefixPlan(tiny.positions).check(tiny)
-    with pytest.raises(ConfigurationError, match="positions"):
-        replace(PLAN, behind=tiny.positions).check(tiny)
+    for behind, remedy in (
+        (tiny.positions, "register a shorter text"),
+        (tiny.positions - 4, "shorten the prompt to at most 2"),
+    ):
+        message = (
+            rf"= 5 behind {behind} tokens of registered texts and new_tokens = 3 need {behind + 7} positions.*; {remedy}"
+        )
+        with pytest.raises(ConfigurationError, match=message):
+            replace(PLAN, behind=behind).check(tiny)
     with pytest.raises(ConfigurationError, match="prompt_tokens must be a positive integer, got 0"):
         PrefixPlan(0)
     with pytest.raises(ConfigurationError, match="is an encoder"):
