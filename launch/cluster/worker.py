@@ -46,6 +46,8 @@ class SpecText(BaseModel):
     decoding: Leaving
     temperature: float | None
     policy: str
+    padded: bool = False
+    behind: int = 0
 
     @classmethod
     def of(cls, spec: DealSpec) -> SpecText:
@@ -60,13 +62,16 @@ class SpecText(BaseModel):
             decoding=spec.decoding,
             temperature=spec.temperature,
             policy=spec.policy,
+            padded=spec.padded,
+            behind=spec.behind,
         )
 
     def spec(self) -> DealSpec:
         """Return the spec."""
         suite = SuiteSpec(self.suite, self.fraction_bits, self.options)
         lengths = (self.prompts, self.new_tokens, self.sessions)
-        return DealSpec(*lengths, suite, self.decoding, self.temperature, self.policy)
+        chosen = (self.decoding, self.temperature, self.policy)
+        return DealSpec(*lengths, suite, *chosen, padded=self.padded, behind=self.behind)
 
 
 class WorkerOrder(BaseModel):
