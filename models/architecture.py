@@ -241,9 +241,9 @@ class Architecture(Description):
             return self.positions - prompt + 1
         return self.positions if prompt <= self.positions else 0
 
-    def check_room(self, prompt: int, new: int) -> None:
-        """Raise `ConfigurationError` unless a prompt and new tokens fit the positions."""
-        room, have = self.room(prompt), self.positions
+    def check_room(self, prompt: int, new: int, behind: int = 0) -> None:
+        """Raise `ConfigurationError` unless prompt and new tokens fit the positions, behind so many of registered texts."""
+        room, have = self.room(behind + prompt), self.positions
         if new <= room:
             return
         if self.encoder is not None:
@@ -251,10 +251,12 @@ class Architecture(Description):
                 f"prompt_tokens = {prompt} and new_tokens = {new}: the model has {have} positions for each; "
                 "lower what is above"
             )
-        most = max(1, have - new + 1)
-        remedy = f"ask for at most {room}" if room > 0 else f"shorten the prompt to at most {most} tokens"
+        most, before = have - new + 1 - behind, f" behind {behind} tokens of registered texts" * (behind > 0)
+        remedy = f"ask for at most {room}" if room > 0 else f"shorten the prompt to at most {max(1, most)} tokens"
+        if behind and most < 1:
+            remedy = "register a shorter text, or ask for fewer tokens"
         raise ConfigurationError(
-            f"prompt_tokens = {prompt} and new_tokens = {new} need {prompt + new - 1} positions, "
+            f"prompt_tokens = {prompt}{before} and new_tokens = {new} need {behind + prompt + new - 1} positions, "
             f"the model has {have}; {remedy}"
         )
 

@@ -57,7 +57,7 @@ class Attention:
         (fused,) = entered
         tokens = fused.shape[0] - cache.looking.ahead
         prompt = not cache.drafted and (tokens > 1 or cache.seen == 0 or cache.seen < cache.prompt_tokens)
-        batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
+        batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens, cache.behind)
         asked = policy.observed_in(batch, layer) if prompt else Observation()
         noted = batch.observed(policy.noted_queries(batch.prompt, layer)) if prompt else 0
         whole = asked.features and self._features_are_heads(layer)

@@ -95,7 +95,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of a prompt of `prompt` tokens: `tokens` of them, behind the first `before`. Public.
+    """A batch of a prompt: `tokens` of `prompt`, behind the first `before`, `behind` of them a registered prefix's; public.
 
     >>> Batch(prompt=9, before=2, tokens=5).observed(4), Batch(prompt=9, before=7, tokens=2).last
     (2, True)
@@ -104,6 +104,7 @@ class Batch:
     prompt: int
     before: int
     tokens: int
+    behind: int = 0
 
     @property
     def last(self) -> bool:
@@ -171,8 +172,7 @@ class KVCache(Paged):
 
     def __init__(self, a: Architecture, policy: CachePolicy, weights: Mapping[str, Value] | None = None) -> None:
         every = tuple(range(a.layers))
-        self.group, self.prompt_tokens = a.group, 0
-        self.looking = Looking()
+        self.group, self.prompt_tokens, self.looking = a.group, 0, Looking()
         found = ((Learned(weights or {}, n, a.activation), a.window(n), policy.new_state(Place(n, every))) for n in every)
         self.layers = [LayerCache(*parts, rotary=a.rotary_of(n)) for n, parts in enumerate(found)]
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)

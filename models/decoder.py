@@ -109,7 +109,7 @@ class Decoder:
         Raises `ConfigurationError` when shapes or positions do not fit the architecture.
         """
         tokens = self._checked(inputs, cache.seen)
-        batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
+        batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens, cache.behind)
         angles = self._angles_of(cache, tokens)
         if cache.prompt.padding is not None and cache.seen:
             await cache.prompt.padding.follow(self.suite, tokens)

@@ -96,7 +96,7 @@ class GenerationPlan:
             without_encoder(architecture, f"policy {policy.spec}")
         before = self.behind + (0 if self.chunks is None else self.chunks.tokens)
         policy.check(architecture, before + self.prompt_tokens)
-        architecture.check_room(before + self.prompt_tokens, self.new_tokens)
+        architecture.check_room(self.prompt_tokens, self.new_tokens, before)
         if before:
             check_behind(policy, architecture, before, self.prompt_tokens)
         if self.chunks is not None:

@@ -54,7 +54,7 @@ def make_plan(lengths: Lengths, decoding: str, policy: str, temperature: float |
         if value != only:
             raise ConfigurationError(
                 f"{name} = {value!r} does not go with decoding '{decoding}': {what} reads a text in one pass, without what "
-                "was cached before, and generates nothing; leave it out"
+                f"was cached before, and generates nothing; leave it out, or give {only!r}"
             )
     if decoding == ROWS:
         return PrefixPlan(lengths.prompt)

@@ -36,7 +36,7 @@ async def prefill(
     before, own = cache.behind, prompt.shape[0]
     length = cache.prompt_tokens = before + own
     ends = list(accumulate(decoder.policy.prompt_batches(own), initial=before))
-    batches = [Batch(length, start, stop - start) for start, stop in pairwise(ends)]
+    batches = [Batch(length, start, stop - start, before) for start, stop in pairwise(ends)]
     ahead = max(decoder.policy.looking_ahead(batch) for batch in batches)
     if ahead and not probes:
         cache.looking.end = await decoder.embedded(prompt[own - ahead :], length - ahead)

@@ -104,8 +104,8 @@ def check_behind(policy: CachePolicy, architecture: Architecture, behind: int, p
 
 
 def _lacking(policy: CachePolicy, a: Architecture, behind: int, prompt: int) -> Iterator[str]:
-    if policy.evicts_within_prompt:
-        yield f"drops tokens within the prompt, and the prefix of {behind} tokens was computed with all of them"
+    if policy.probes:
+        yield f"reads the first {policy.probes} tokens of a prompt as its probes, which a prefix of {behind} tokens has not"
     for layer in range(a.layers):
         asked, noted = policy.observation(behind + prompt, layer), policy.noted_queries(behind + prompt, layer)
         if asked.features:

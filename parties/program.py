@@ -128,6 +128,11 @@ class SessionProgram:
         """Load the weights, from shares(name) at a party and from nothing at the dealer."""
         return self.program.load(suite, self.architecture, shares)
 
+    @property
+    def reads_rows(self) -> bool:
+        """Whether the session begins behind registered texts."""
+        return self.plan.behind > 0 or self.plan.chunks is not None
+
     def load_rows(self, suite: Suite, shares: BlockShares) -> dict[str, Any]:
         """Load the rows of the blocks that the session begins behind, as `load` does."""
         return self.program.load_rows(suite, self.architecture, self.plan, shares)

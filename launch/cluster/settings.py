@@ -33,6 +33,8 @@ class DealerSettings(BaseModel):
     decoding: str | None = Field(default=None, description="greedy (default), sample or logits; of encoders an output.")
     temperature: float | None = Field(default=None, description="The temperature of their samples.")
     policy: str = Field(default="full", description="Cache policy.")
+    padded: bool = Field(default=False, description="Whether prompts are padded to these lengths.")
+    prefix: int = Field(default=0, ge=0, description="Tokens of the registered prefix that sessions begin behind.")
 
     @property
     def most_workers(self) -> int:

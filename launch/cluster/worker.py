@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from launch.cluster.reports import Report, reported
 from models.architectures import parse_description
 from models.plans import Leaving
+from mpc import allocator
 from mpc.errors import EnvironmentProblem, ManifestMismatch
 from parties.config.role_config import load_config
 from parties.identity.certificates import check
@@ -45,6 +46,8 @@ class SpecText(BaseModel):
     decoding: Leaving
     temperature: float | None
     policy: str
+    padded: bool = False
+    behind: int = 0
 
     @classmethod
     def of(cls, spec: DealSpec) -> SpecText:
@@ -59,13 +62,16 @@ class SpecText(BaseModel):
             decoding=spec.decoding,
             temperature=spec.temperature,
             policy=spec.policy,
+            padded=spec.padded,
+            behind=spec.behind,
         )
 
     def spec(self) -> DealSpec:
         """Return the spec."""
         suite = SuiteSpec(self.suite, self.fraction_bits, self.options)
         lengths = (self.prompts, self.new_tokens, self.sessions)
-        return DealSpec(*lengths, suite, self.decoding, self.temperature, self.policy)
+        chosen = (self.decoding, self.temperature, self.policy)
+        return DealSpec(*lengths, suite, *chosen, padded=self.padded, behind=self.behind)
 
 
 class WorkerOrder(BaseModel):
@@ -112,6 +118,7 @@ class TapeWorker:
                 f"node {node} does not see {order.root}: dealers need the folder 'out' at the same path on every node, on a "
                 "file system of the dealer's own"
             )
+        allocator.settle()
         torch.set_num_threads(order.threads)
         torch.set_grad_enabled(False)
         config = load_config(order.config)

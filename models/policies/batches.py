@@ -95,7 +95,8 @@ class Batches(InBatches):
     whose queries the policy inside asks, so many (at most a batch) look at every batch after which tokens go; 0 lets the
     batch's own last queries decide. Layers whose policy drops nothing keep everything. All public.
 
-    Batches of `tokens` tokens, but for the first one, which is what is left over: so the last ones are whole. Text form:
+    Batches of `tokens` tokens, but for the first one, which is what is left over: so the last ones are whole. A registered
+    prefix is a batch before the first one, after which nothing goes. Text form:
     `batches:tokens=128|snapkv:budget=0.25`, `batches:tokens=512,keep=1024|mpcache`.
     """
 
@@ -176,7 +177,8 @@ class Batches(InBatches):
 
     def _drops(self, policy: EvictingPolicy, layer: int, batch: Batch) -> bool:
         """Whether tokens of a layer go after a batch."""
-        before = self.kept(policy, layer, batch.prompt, batch.before) if batch.before else 0
+        whole = batch.before == batch.behind  # a prefix stays whole until the first batch behind it has voted
+        before = batch.before if whole else self.kept(policy, layer, batch.prompt, batch.before)
         return before + batch.tokens > self.kept(policy, layer, batch.prompt, batch.before + batch.tokens)
 
     def _evicting(self, layer: int) -> EvictingPolicy | None:

@@ -79,6 +79,13 @@ class Limits(BaseModel):
         description="Most bytes that the stored rows of registered prefixes may take together.",
         json_schema_extra=PARTY,
     )
+    max_tape_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most bytes of tapes: a party uses no more of what its folder holds, the oldest first; a dealer "
+        "deals no more for one party at a time; left out: no limit.",
+        json_schema_extra=SERVERS,
+    )
     max_model_bytes: int = Field(
         default=64 << 30,
         ge=1,

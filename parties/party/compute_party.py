@@ -74,7 +74,9 @@ class ComputePartyServer(RoleServer[PartySession]):
         self.reach = Reach(config, lambda: self.identity)
         self.tapes: TapeStore | None = None
         if config.tapes is not None and (dealer := dealer_of(config)) is not None:
-            self.tapes = TapeStore(config.tapes, config.name, config.index, dealer, lambda: self.identity)
+            self.tapes = TapeStore(
+                config.tapes, config.name, config.index, dealer, lambda: self.identity, limits.max_tape_bytes
+            )
 
         self.groups = StepGroups(Network(config, lambda: self.identity, self.heartbeats, 0.0), self.metrics)
         self.metrics.follow("mpcache_stored_prefixes", lambda: len(self.prefixes.prefixes()))
@@ -169,11 +171,6 @@ class ComputePartyServer(RoleServer[PartySession]):
             raise ConfigurationError(
                 f"{self.name} takes its tapes from a folder ('tapes'): they were dealt before anybody could know how many "
                 "drafted rows stay; ask without a draft, or let it ask a running dealer"
-            )
-        if (manifest.prefix is not None or manifest.chunks) and self.tapes is not None:
-            raise ConfigurationError(
-                f"{self.name} takes its tapes from a folder ('tapes'), which has no masks for the rows of a prefix; ask "
-                "without one, or let it ask a running dealer"
             )
         return facts
 

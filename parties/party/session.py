@@ -88,8 +88,8 @@ class PartySession(ServedSession):
         self._store, self._prefixes = holdings.models, holdings.prefixes
         self._blocks, self._text = admitted.blocks, admitted.text
         self._rows: WeightLease | None = None
+        nonces = [one.nonce for one in self._blocks.values()]
         if self._blocks:
-            nonces = [one.nonce for one in self._blocks.values()]
             self._rows = server.rows_cache.lease(manifest.rows_key(nonces), self.ticket.client, self)
         self._registering: Registering | None = None
         self._lease = server.weight_cache.lease(manifest.load_key(self.facts.nonce), self.ticket.client, self)
@@ -98,7 +98,7 @@ class PartySession(ServedSession):
         patience = config.tape_wait_seconds if config.when_tape_is_out == "wait" else 0.0
         self._tapes: TapeAgreement | None = None
         if holdings.tapes is not None:
-            need = TapeNeed(manifest, self.facts.nonce, self._lease)
+            need = TapeNeed(manifest, manifest.masked_with(self.facts.nonce, nonces), self._lease, self._rows)
             without = WithoutTape(patience, config.when_tape_is_out == "dealer")
             self._tapes = TapeAgreement(holdings.tapes, self, need, self.endpoint.progress, without)
         hello = wire.Hello(
@@ -210,7 +210,7 @@ class PartySession(ServedSession):
         tape = self._tape(dealt.session)
         if dealt.weights is not None:
             self._lease.release()
-        suite = self._program.suite(tape, channel)
+        suite = loading = self._program.suite(tape, channel)
         weights = dealt.weights
         if weights is None:
             self.trace.stage("load")
@@ -221,7 +221,7 @@ class PartySession(ServedSession):
             loader = WeightLoader(self, self._store, self.facts, self._program, self.endpoint.progress)
             weights = loader.load(loading, dealt.load, self._lease)
         if self._blocks:
-            weights = {**weights, **self._loaded_rows(suite, dealt)}
+            weights = {**weights, **self._loaded_rows(loading, dealt)}
         if suite.preprocesses and wanted(config):
             self._preprocessing = Preprocessing(self, self._program, tape, weights, self.endpoint.kept_rows)
             suite = self._preprocessing.start(channel)

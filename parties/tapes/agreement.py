@@ -28,6 +28,7 @@ from parties.wire.manifest import Manifest, check_id
 LOOK_SECONDS = 0.5
 FROM_DEALER = ""  # what party 0 names in place of a tape where all ask the running dealer
 Weights = dict[str, Any]
+Held = tuple[Weights, Weights | None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Dealt:
     """What a session computes with. load: its id. weights: those of the load, None to load them in this session.
 
     loading: the tape for that, None when it is the first part of `session`. rows_load, rows: the same of the rows of the
-    prefix that the session begins behind, whose tape is the next part of `session`.
+    registered texts that the session begins behind, whose tape is the next part of the one that weights are loaded with.
     """
 
     session: Source
@@ -64,12 +65,20 @@ class HeldWeights(Protocol):
 
 @dataclass(frozen=True)
 class TapeNeed:
-    """What a session needs its tape for. storing: nonce of the shares' storing (`parties.party.store`). weights: the loads
-    that this party holds."""
+    """What a session needs its tape for. storing: what the load's masks serve (`Manifest.masked_with`). weights: the loads
+    that this party holds; rows: those of the registered texts that the session begins behind, None without any."""
 
     manifest: Manifest
     storing: str
     weights: HeldWeights
+    rows: HeldWeights | None = None
+
+    def held(self, load: str) -> Held | None:
+        """Return what is held of a load: weights, and rows where the session needs some; None unless all of it is."""
+        weights, rows = self.weights.get(load), None if self.rows is None else self.rows.get(load)
+        if weights is None or (self.rows is not None and rows is None):
+            return None
+        return weights, rows
 
 
 @dataclass(frozen=True)
@@ -168,14 +177,14 @@ class TapeAgreement:
         choice = wire.TapeChoice(tape=taken.header.tape, digest=taken.header.common())
         for stream in peers.values():
             stream.send(wire.PeerMessage(choice=choice))
-        weights = self._need.weights.get(taken.header.load)
+        held = self._need.held(taken.header.load)
         session.step = f"waiting for the others to take tape {taken.header.tape}"
-        fresh = weights is None
+        fresh = held is None
         for stream in peers.values():
             fresh |= not _receive(stream, "taken").held
         for stream in peers.values():
             stream.send(wire.PeerMessage(go=wire.TapeGo(fresh=fresh)))
-        return self._dealt(taken, None if fresh else weights)
+        return self._dealt(taken, None if fresh else held)
 
     def _follow(self, leader: PeerStream) -> Dealt | None:
         session = self._session
@@ -196,14 +205,14 @@ class TapeAgreement:
                 f"{leader.peer} and {session.role} have different tapes of id {tape}: copy all folders of one deal again"
             )
         taken = self._take([tape])
-        weights = self._need.weights.get(taken.header.load)
-        leader.send(wire.PeerMessage(taken=wire.TapeTaken(held=weights is not None)))
+        held = self._need.held(taken.header.load)
+        leader.send(wire.PeerMessage(taken=wire.TapeTaken(held=held is not None)))
         session.step = f"waiting for all parties to take tape {tape}"
         if _receive(leader, "go").fresh:
-            weights = None
-        elif weights is None:
+            held = None
+        elif held is None:
             raise WireError(f"{leader.peer} wants load {taken.header.load}, which {session.role} does not hold (any more)")
-        return self._dealt(taken, weights)
+        return self._dealt(taken, held)
 
     def _nothing_in_common(self) -> TapeError:
         own = next(iter(self._offers.values()))
@@ -220,9 +229,10 @@ class TapeAgreement:
         self._taken = self._store.take(wanted, self._session.id, self._need.storing)
         return self._taken
 
-    def _dealt(self, taken: Taken, weights: Weights | None) -> Dealt:
-        session, load = (Source(tape.seed, tape.read) for tape in (taken.session, taken.load))
-        return Dealt(session, taken.header.load, weights, load)
+    def _dealt(self, taken: Taken, held: Held | None) -> Dealt:
+        session, loading = (Source(tape.seed, tape.read) for tape in (taken.session, taken.load))
+        (weights, rows), load = held or (None, None), taken.header.load
+        return Dealt(session, load, weights, loading, load, rows)
 
     def release(self) -> None:
         """Give up the tape of a session that is over, in whatever way."""

@@ -17,6 +17,9 @@ from typing import Any
 import torch
 
 from models.architectures import AnyArchitecture
+from models.chunks import ChunkPlan
+from models.costs.estimation import estimate
+from models.costs.tracing import Setting
 from models.plans import Leaving, Lengths, make_plan
 from mpc.errors import ConfigurationError, EnvironmentProblem
 from parties.config.role_config import RoleConfig
@@ -43,6 +46,7 @@ class Deal:
     load_seconds: float
     session_seconds: list[float]
     padded: bool = False
+    behind: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class DealSpec:
     A tape serves one session whose prompt has exactly its length, and whose temperature is the one that its noise was dealt
     for (decoding "sample"). policy: the cache policy's text. program: what the sessions compute. texts: of an encoder's
     session, each of a length of `prompts`, padding included. padded: of decoders' sessions whose prompts are padded to a
-    length of `prompts`, and may be shorter (`models.padding`).
+    length of `prompts`, and may be shorter (`models.padding`). behind, chunks: what prompts stand behind, as in
+    `models.generation.GenerationPlan`; of which registered texts is decided when the load is used.
     """
 
     prompts: Sequence[int]
@@ -65,6 +70,8 @@ class DealSpec:
     program: Program = MODEL
     texts: int = 1
     padded: bool = False
+    behind: int = 0
+    chunks: ChunkPlan | None = None
 
     @property
     def tapes(self) -> int:
@@ -85,7 +92,7 @@ class DealSpec:
         """Return the program of each prompt length. load: its id, which stands for the model's: which one that is is decided
         when the load is used. Raises `ConfigurationError`."""
         lengths = [
-            Lengths(prompt * self.texts, self.new_tokens, texts=texts, padded=self.padded)
+            Lengths(prompt * self.texts, self.new_tokens, self.behind, self.chunks, texts, self.padded)
             for prompt in self.prompts
             for texts in [(prompt,) * self.texts if self.texts > 1 else ()]
         ]
@@ -112,8 +119,39 @@ class DealOrder:
             raise ConfigurationError(f"configuration is for role '{self.config.role}', not for 'dealer'")
         self.spec.check()
         self.programs(new_id())
+        self._check_room(out)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigurationError(f"--out {out} exists and is not an empty folder: choose another one")
+
+    def _check_room(self, out: Path) -> None:
+        """Raise `ConfigurationError` for more bytes than the dealer allows, `EnvironmentProblem` for more than are free."""
+        most = self.config.limits.max_tape_bytes
+        if most is None:
+            return
+        size, spec = self.size(), self.spec
+        where = f"{spec.tapes} tapes and their load take {size:,} bytes of one party"
+        if size > most:
+            raise ConfigurationError(
+                f"{where}, {self.config.name} deals at most {most:,} at a time: give fewer --sessions or --tokens, or raise "
+                "'max_tape_bytes' in its 'limits'"
+            )
+        folder = next(one for one in (out, *out.absolute().parents) if one.exists())
+        if size > (free := shutil.disk_usage(folder).free):
+            raise EnvironmentProblem(f"{where}, {folder} has {free:,} free: free space there, or choose another --out")
+
+    def size(self) -> int:
+        """Return the bytes of tapes of the party that gets most, the last one, without their headers: what its programs
+        are predicted to be dealt."""
+        spec, parties = self.spec, len(self.config.party_names)
+        options = {**spec.suite.options, "fraction_bits": spec.suite.fraction_bits}
+        total = 0
+        for prompt in spec.prompts:
+            texts = (prompt,) * spec.texts if spec.texts > 1 else ()
+            chosen = (spec.decoding, spec.temperature, None, spec.behind, spec.chunks, texts)
+            setting = Setting(spec.suite.name, parties, spec.policy, options, *chosen, padded=spec.padded)
+            found = estimate(self.architecture, setting, prompt * spec.texts, spec.new_tokens)
+            total += spec.sessions * round(found.total.total("offline_bytes"))
+        return total + round(found.load.plus(found.load_prefix).total("offline_bytes"))
 
 
 @dataclass(frozen=True)
@@ -170,7 +208,7 @@ def deal(
         sizes = {name: _size(folder / name) for name in facts.parties}
     folders = {name: out / name for name in facts.parties}
     found = (facts.load, folders, sizes, tuple(spec.prompts), spec.new_tokens, spec.sessions, load_seconds, seconds)
-    return Deal(*found, padded=spec.padded)
+    return Deal(*found, spec.padded, spec.behind)
 
 
 @contextmanager

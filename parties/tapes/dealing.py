@@ -58,7 +58,8 @@ class TapeDealing:
         self._identity, self._facts, self._on_progress = identity, facts, on_progress
 
     def write_load(self, program: SessionProgram, folders: Sequence[Path]) -> dict[str, Any]:
-        """Deal the load under fresh seeds; return the dealer's side of the weights."""
+        """Deal the load under fresh seeds; return the dealer's side of the weights, and of the rows that sessions begin
+        behind."""
         self._on_progress("weights", 0, 0)
         seeds, load = [new_seed() for _ in folders], self._facts.load
         with ExitStack() as writers:
@@ -135,6 +136,9 @@ def _tape(program: SessionProgram, seeds: Sequence[bytes], emit: Callable[[int, 
 
 
 def _load(program: SessionProgram, tape: DealerTape) -> dict[str, Any]:
-    weights = program.load(program.suite(tape, None), lambda name: None)
+    suite = program.suite(tape, None)
+    weights = program.load(suite, lambda name: None)
+    if program.reads_rows:
+        weights = {**weights, **program.load_rows(suite, lambda number, name: None)}
     tape.flush()
     return weights

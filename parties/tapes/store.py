@@ -8,18 +8,20 @@ after a crash, and a tape that is copied back is refused by the journal.
 The load's tape masks each weight once. A party that restarts has lost the masked weights and runs the load again: the same
 tape with the same shares sends the same masked weights again, nothing new. The journal holds the load and the nonce of those
 shares' storing together (`parties.party.store`), so that shares of other weights, under whatever id, never get its masks. It
-is removed when the last session of its deal is over.
+is removed when the last session of its deal is over. Behind the weights it masks the rows of what the deal's sessions begin
+behind; then the journal holds a digest of all their storings (`Manifest.masked_with`), and both are loaded together.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.prefixes import ROWS
 from mpc.errors import EnvironmentProblem, MpcacheError, TapeError
 from parties.events import log
 from parties.identity.certificates import Identity
@@ -38,7 +40,21 @@ def describe(program: ProgramFacts) -> str:
     """Return the lengths that a tape serves, in words."""
     if program.text_tokens:
         return f"{len(program.text_tokens)} texts of {min(program.text_tokens)} to {max(program.text_tokens)} tokens"
-    return f"a {'padded ' * program.padded}prompt of {program.prompt_tokens} and up to {program.new_tokens} new tokens"
+    if program.decoding == ROWS:
+        return f"registering a text of {program.prompt_tokens} tokens"
+    prompt = f"a {'padded ' * program.padded}prompt of {program.prompt_tokens}"
+    return f"{prompt}{_before(program)} and up to {program.new_tokens} new tokens"
+
+
+def _before(program: ProgramFacts) -> str:
+    """Return what a prompt stands behind, in words; empty for nothing."""
+    chunks = program.chunk_plan
+    parts = [f"a prefix of {program.prefix_tokens}"] * bool(program.prefix_tokens)
+    if chunks is not None:
+        lengths = ", ".join(map(str, chunks.lengths))
+        among = f", each one of {chunks.among}" * bool(chunks.among)
+        parts.append(f"chunks of {lengths} ({chunks.again} computed again{among})")
+    return f" behind {' and '.join(parts)}" * bool(parts)
 
 
 def choice(program: ProgramFacts) -> str:
@@ -61,13 +77,16 @@ class Taken:
 
 
 class TapeStore:
-    """The tapes of party `name` in `root`, dealt by `dealer`; own(): the party's identity.
+    """The tapes of party `name` in `root`, dealt by `dealer`; own(): the party's identity. most: bytes of tapes that count,
+    of the oldest deals first; None: all.
 
     Raises `EnvironmentProblem` when the folder cannot be used, `TapeError` when its journal is damaged.
     """
 
-    def __init__(self, root: Path, name: str, index: int, dealer: Peer, own: Callable[[], Identity]) -> None:
-        self.root = root
+    def __init__(
+        self, root: Path, name: str, index: int, dealer: Peer, own: Callable[[], Identity], most: int | None = None
+    ) -> None:
+        self.root, self._most = root, most
         self._name, self._index, self._dealer = name, index, dealer
         self._own = own
         # whose signature was checked, by file, time and size and by what was trusted then
@@ -117,7 +136,7 @@ class TapeStore:
 
     def _look(self, records: Records) -> tuple[list[TapeHeader], list[str]]:
         """Return headers of the unused tapes, and why others are refused."""
-        good, refused = [], []
+        good, refused, loads = [], [], dict[str, int]()
         for folder, tape in self._found():
             try:
                 if (session := records.session(tape)) is not None:
@@ -126,9 +145,27 @@ class TapeStore:
                 if load.program.prg != header.program.prg:
                     raise TapeError(f"tape {tape}: its seeds are expanded by another prg than those of its load: {REMEDY}")
                 good.append(header)
+                loads[header.load] = load.length
             except TapeError as error:
                 refused.append(str(error))
-        return good, refused
+        good.sort(key=lambda header: (header.created, header.load, header.number))
+        within = self._within(good, loads)
+        if beyond := len(good) - within:
+            refused.append(
+                f"the newest {beyond} of {len(good)} tapes: all together are more than the {self._most:,} bytes of "
+                f"'max_tape_bytes' in the 'limits' of {self._name}: raise it, or remove a deal"
+            )
+        return good[:within], refused
+
+    def _within(self, good: Sequence[TapeHeader], loads: Mapping[str, int]) -> int:
+        """Return how many of the tapes, the oldest first, lie within the quota. loads: bytes of each deal's load."""
+        total, counted = 0, set[str]()
+        for count, header in enumerate(good):
+            total += header.length + (0 if header.load in counted else loads[header.load])
+            counted.add(header.load)
+            if self._most is not None and total > self._most:
+                return count
+        return len(good)
 
     def stock(self) -> list[str]:
         """Return lines for a person: how many unused tapes there are, for what, and what is refused and why."""
@@ -170,14 +207,15 @@ class TapeStore:
         there = [f"{count} {reason}" for reason, count in counts.items()]
         there += [f"{len(refused)} refused ({refused[0]})"] if refused else []
         lengths = f"--prompt {manifest.prompt_tokens} --tokens {manifest.new_tokens} --suite {manifest.suite}"
+        lengths += _options_before(manifest)
         lengths += "".join(f" --suite-option {name}={value}" for name, value in manifest.options.items())
         lengths += f" --policy '{manifest.policy}'" if manifest.policy != "full" else ""
         lengths += " --padded" * manifest.padded
         lengths += f" --decoding {manifest.decoding}" if manifest.decoding != "greedy" else ""
         lengths += f" --temperature {manifest.temperature}" if manifest.temperature is not None else ""
         raise TapeError(
-            f"{self._name} has no tape for a {'padded ' * manifest.padded}prompt of {manifest.prompt_tokens} tokens and "
-            f"{manifest.new_tokens} new tokens ({choice(manifest)}, suite {manifest.suite}): it has "
+            f"{self._name} has no tape for a {'padded ' * manifest.padded}prompt of {manifest.prompt_tokens} tokens"
+            f"{_before(manifest)} and {manifest.new_tokens} new tokens ({choice(manifest)}, suite {manifest.suite}): it has "
             f"{', '.join(there) or 'none at all'}; ask for what there is, or run `mpcache deal {lengths}` and give every "
             "party its folder"
         )
@@ -236,4 +274,16 @@ def _unfit(program: ProgramFacts, manifest: Manifest, free: bool) -> str:
         return f"for another {', '.join(other)}"
     if program.prompt_tokens != manifest.prompt_tokens or program.new_tokens < manifest.new_tokens:
         return f"for {describe(program)}"
-    return "" if free else "for another model's weights, or another storing of this one's"
+    if free:
+        return ""
+    rows = ", or other registered texts or another storing of these" * bool(manifest.blocks)
+    return f"for another model's weights, or another storing of this one's{rows}"
+
+
+def _options_before(program: ProgramFacts) -> str:
+    """Return the options of `mpcache deal` that say what a prompt stands behind."""
+    chunks, found = program.chunk_plan, f" --prefix {program.prefix_tokens}" * bool(program.prefix_tokens)
+    if chunks is not None:
+        found += f" --chunks {','.join(map(str, chunks.lengths))} --again {chunks.again}"
+        found += f" --candidates {chunks.among}" * bool(chunks.among)
+    return found

@@ -302,6 +302,13 @@ class Manifest(ProgramFacts):
         """Return `row_options` of the suite's options."""
         return row_options(self.options)
 
+    def masked_with(self, storing: str, storings: Sequence[str]) -> str:
+        """Return what a load's masks serve at a party, 128 bits in hexadecimal: `storing`, the nonce of its shares of the
+        model; of a session behind registered texts a digest of it and of `storings`, the nonces of their rows in order."""
+        if not self.blocks:
+            return storing
+        return hashlib.sha256(json.dumps([storing, *self.rows_key(storings)]).encode()).hexdigest()[:32]
+
     def rows_key(self, storings: Sequence[str] = ()) -> tuple[str, ...]:
         """Return the same for the masked rows of its blocks together. storings: at a party, the nonces of their rows."""
         ids = [f"{number}:{id}" for number, (id, _) in self.blocks.items()]

@@ -22,6 +22,8 @@ from models.generation import GenerationPlan, PlainModel, generate
 from models.learned import with_learned
 from models.loaded import load_weights
 from models.policies import parse
+from models.policies.batches import Batches
+from models.policies.eviction import EvictingPolicy
 from models.prefix_rows import LOAD_ROWS, load_rows, rows_name, rows_shapes
 from models.prefixes import PrefixPlan, register
 from models.shapes import SHAPES, find_description
@@ -163,6 +165,36 @@ def test_policies_behind_a_prefix_do_as_with_the_whole_prompt(policy: str, tmp_p
     assert plain_behind(model, PROMPT, replace(PLAN, policy=policy)) == wanted
 
 
+@dataclass(frozen=True)
+class FirstWhole(Batches):
+    """Batches of a whole prompt, of which the first one is `first` tokens, behind which nothing goes: what batches behind a
+    prefix of so many tokens are to give."""
+
+    first: int = BEHIND
+
+    def prompt_batches(self, tokens: int) -> list[int]:
+        return [self.first, *super().prompt_batches(tokens - self.first)]
+
+    def kept(self, policy: EvictingPolicy, layer: int, prompt: int, seen: int) -> int:
+        return seen if seen == self.first else super().kept(policy, layer, prompt, seen)
+
+
+BATCHES = "batches:tokens=3,ahead=1|snapkv:budget=0.5,window=2"
+
+
+@pytest.mark.parametrize("policy", [BATCHES, "batches:tokens=4,keep=11,ahead=0|snapkv:budget=0.6,window=3"])
+def test_batches_behind_a_prefix_are_those_of_a_prompt_whose_first_batch_it_is(policy: str, tmp_path: Path) -> None:
+    checkpoint = model_of("llama-grouped", tmp_path)
+    inside = parse(policy)
+    assert isinstance(inside, Batches)
+    first = FirstWhole(inside.inner, inside.tokens, inside.keep, inside.ahead)
+    for prompt in (PROMPT, [*PROMPT[:BEHIND], 5, 80, 41, 7, 9, 33]):
+        whole = GenerationPlan(len(prompt), NEW, policy=policy)
+        wanted = PlainModel(checkpoint, torch.float64, policy=first).generate(prompt, whole)
+        plan = replace(PLAN, prompt_tokens=len(prompt) - BEHIND, policy=policy)
+        assert plain_behind(PlainModel(checkpoint, torch.float64), prompt, plan) == wanted
+
+
 @pytest.mark.covering(1)
 @pytest.mark.parametrize(
     ("name", "suite", "parties", "policy"),
@@ -172,13 +204,17 @@ def test_policies_behind_a_prefix_do_as_with_the_whole_prompt(policy: str, tmp_p
         ("mistral-window", "masked", 2, "full"),
         ("gpt2", "crypten", 2, "full"),
         ("llama-grouped", "crypten", 3, "full"),
+        ("llama-grouped", "masked", 3, BATCHES),
+        ("gpt2", "crypten", 2, BATCHES),
     ],
 )
 def test_sessions_on_shares_begin_behind_rows_that_are_loaded_once(
     name: str, suite: str, parties: int, policy: str, tmp_path: Path
 ) -> None:
     checkpoint = model_of(name, tmp_path, layers=1)
-    model = PlainModel(checkpoint, torch.float64)
+    inside = parse(policy)
+    first = FirstWhole(inside.inner, inside.tokens, inside.keep, inside.ahead) if isinstance(inside, Batches) else None
+    model = PlainModel(checkpoint, torch.float64, policy=first)
     roles = Roles(SuiteSpec(suite), checkpoint, parties)
     roles.load()
     said = roles.register(PROMPT[:BEHIND])
@@ -216,7 +252,14 @@ def test_rows_of_two_registrations_are_shared_afresh(tmp_path: Path) -> None:
     [
         ("h2o:budget=0.5", "policy h2o.* looks at the prompt's last 18 queries, of which 5 are behind the prefix of 13"),
         ("snapkv:budget=0.5,window=8", "policy snapkv.* looks at the prompt's last 8 queries, of which 5"),
-        ("batches:tokens=4,keep=9|snapkv:budget=0.5,window=2", "drops tokens within the prompt, and the prefix of 13"),
+        (
+            "batches:tokens=4,keep=9|h2o:budget=0.5",
+            "looks at the prompt's last 18 queries, of which 5 are behind the prefix",
+        ),
+        (
+            "epicache:budget=0.6,probe_tokens=2,sinks=1,last=2",
+            "reads the first 2 tokens of a prompt as its probes, which a prefix",
+        ),
         ("locret:budget=0.5", "scores each token by its queries, which are not kept of the prefix of 13 tokens"),
     ],
 )
@@ -232,8 +275,15 @@ def test_what_cannot_be_registered_or_continued() -> None:
     assert isinstance(tiny, Architecture)
     with pytest.raises(ConfigurationError, match="leaves no room for a prompt behind it: the model has"):
         PrefixPlan(tiny.positions).check(tiny)
-    with pytest.raises(ConfigurationError, match="positions"):
-        replace(PLAN, behind=tiny.positions).check(tiny)
+    for behind, remedy in (
+        (tiny.positions, "register a shorter text"),
+        (tiny.positions - 4, "shorten the prompt to at most 2"),
+    ):
+        message = (
+            rf"= 5 behind {behind} tokens of registered texts and new_tokens = 3 need {behind + 7} positions.*; {remedy}"
+        )
+        with pytest.raises(ConfigurationError, match=message):
+            replace(PLAN, behind=behind).check(tiny)
     with pytest.raises(ConfigurationError, match="prompt_tokens must be a positive integer, got 0"):
         PrefixPlan(0)
     with pytest.raises(ConfigurationError, match="is an encoder"):
@@ -274,7 +324,8 @@ def test_a_text_of_almost_all_positions_is_predicted() -> None:
     assert 0 < behind.sent < found.sent
 
 
-def test_what_is_predicted_behind_a_prefix_is_what_parties_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["full", BATCHES])
+def test_what_is_predicted_behind_a_prefix_is_what_parties_count(policy: str, tmp_path: Path) -> None:
     checkpoint = model_of("gpt2", tmp_path)
     roles = Roles(SuiteSpec("masked"), checkpoint)
     roles.load()
@@ -283,13 +334,13 @@ def test_what_is_predicted_behind_a_prefix_is_what_parties_count(tmp_path: Path)
     given = dict(enumerate(additive_shares(torch.tensor(PROMPT[BEHIND:]), 2)))
 
     def counted(suite: Suite, party: int | None) -> tuple[int, int, int]:
-        decoder = Decoder(suite, checkpoint.architecture, {**roles.weights[party], **roles.loaded[party]})
+        decoder = Decoder(suite, checkpoint.architecture, {**roles.weights[party], **roles.loaded[party]}, parse(policy))
         share = None if party is None else given[party]
-        suite.run(generate(suite, decoder, replace(PLAN, new_tokens=1), share, KeptShares()))
+        suite.run(generate(suite, decoder, replace(PLAN, new_tokens=1, policy=policy), share, KeptShares()))
         cost = suite.ledger.total("prefill")
         return cost.rounds, cost.bytes_sent, cost.offline_bytes
 
-    costs = estimate(checkpoint.architecture, Setting("masked", behind=BEHIND), OWN, 1).first
+    costs = estimate(checkpoint.architecture, Setting("masked", policy=policy, behind=BEHIND), OWN, 1).first
     fields = ("rounds", "bytes_sent", "offline_bytes")
     predicted = tuple(round(costs.total(name) - costs.total(name, "choice")) for name in fields)
     assert roles.run(counted)[1] == predicted

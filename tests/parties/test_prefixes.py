@@ -280,14 +280,3 @@ def test_sessions_ahead_of_their_values_and_in_step(settings: dict[str, Any], tm
             thread.join(120)
         assert found == {number: running.wanted(prompt) for number, prompt in enumerate(prompts)}
         assert running.ask(PROMPT[BEHIND:], "terms").tokens == running.wanted(PROMPT)
-
-
-def test_a_party_with_tapes_from_a_folder_refuses(tmp_path: Path) -> None:
-    running = Running(tmp_path, 2)
-    with running.deployment:
-        running.share().add("terms")
-        (tmp_path / "tapes").mkdir()
-        running.party(1).stop()
-        running.deployment.start_one("party1", tapes=tmp_path / "tapes")
-        with pytest.raises(ConfigurationError, match="has no masks for the rows of a prefix; ask without one"):
-            running.ask(PROMPT[BEHIND:], "terms")

@@ -158,6 +158,11 @@ class SoakDeployment:
         """Return the folders of sessions' pages that lie in the parties' stores."""
         return [path.name for name in PARTIES for path in (self.folder / f"store-{name}" / "pages").glob("session-*")]
 
+    def pool(self, name: str) -> int:
+        """Return how many threads of a server wait for calls, or serve one; 0 for who is none."""
+        path = self.folder / f"{name}.pool"
+        return int(path.read_text()) if name in self.running and path.exists() else 0
+
     def notes(self) -> dict[str, list[tuple[str, str]]]:
         """Of each party: kind and hash of every tape that a session got, restarts included; of each session with pages
         "pages", and how many times a layer was read back so far."""

@@ -31,7 +31,8 @@ def read(pid: int) -> Gauge:
 
 def read_idle(pids: Mapping[str, int]) -> dict[str, Gauge]:
     """Of processes that have nothing to do, once their threads and files stay the same for two seconds."""
-    limit, last, still = time.monotonic() + SETTLE_SECONDS, {}, 0
+    last: dict[str, Gauge] = {}
+    limit, still = time.monotonic() + SETTLE_SECONDS, 0
     while still < STILL and time.monotonic() < limit:
         found = {name: read(pid) for name, pid in pids.items()}
         same = {n: (g.threads, g.files) for n, g in found.items()} == {n: (g.threads, g.files) for n, g in last.items()}

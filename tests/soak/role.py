@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +30,8 @@ from parties.party.compute_party import ComputePartyServer
 from parties.program import preload
 from parties.tapes import agreement as tape_agreement
 from parties.tapes.deal import DealOrder, DealSpec, deal
+
+POOL_SECONDS = 0.5
 
 
 def note_tapes(path: Path) -> None:
@@ -60,6 +64,16 @@ def note_pages(path: Path) -> None:
     cache_memory.CacheMemory.leave = leave  # type: ignore[method-assign]
 
 
+def note_pool(path: Path) -> None:
+    """Write down, again and again, how many threads serve calls: a pool grows to the most calls that ever came at once, and
+    no further, so they are no leak."""
+    while True:
+        count = sum(thread.name.startswith("call") for thread in threading.enumerate())
+        path.with_suffix(".new").write_text(str(count))
+        path.with_suffix(".new").replace(path)
+        time.sleep(POOL_SECONDS)
+
+
 def serve(space: str, config: Path, notes: Path, log: Path, paged: bool, ready: Connection) -> None:
     """Serve in the namespace `space` until killed; the address goes to `ready`."""
     enter(space)
@@ -71,6 +85,7 @@ def serve(space: str, config: Path, notes: Path, log: Path, paged: bool, ready: 
     settings = load_config(config)
     server = DealerServer(settings) if settings.role == "dealer" else ComputePartyServer(settings)
     server.start()
+    threading.Thread(target=note_pool, args=(notes.with_suffix(".pool"),), daemon=True).start()
     ready.send(server.address)
     ready.close()
     server.wait()

@@ -9,7 +9,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,14 +208,20 @@ def _work(soak: Soak, deployment: SoakDeployment, checkpoint: Path) -> tuple[Out
     work = _Run(soak, deployment, checkpoint)
     work.half(soak.sessions // 2, soak.restarts // 2)
     pids = {CLIENT: os.getpid(), **{name: process.pid for name, process in deployment.running.items()}}
-    middle = read_idle(pids)
+    middle = _idle(deployment, pids)
     warm = {name for name in pids if work.outcome.succeeded - work.since.get(name, 0) >= soak.sessions // WARM_SHARE}
     work.half(soak.sessions, soak.restarts - soak.restarts // 2)
     lived = {name: pid for name, pid in pids.items() if name == CLIENT or deployment.running[name].pid == pid}
-    end = read_idle(lived)
+    end = _idle(deployment, lived)
     if len(set(work.outcome.sessions)) != len(work.outcome.sessions):
         work.outcome.problems.append("a session's id came twice")
     return work.outcome, {name: _compared(name, middle[name], end[name], name in warm, work.outcome) for name in lived}
+
+
+def _idle(deployment: SoakDeployment, pids: Mapping[str, int]) -> dict[str, Gauge]:
+    """Return what processes hold that have nothing to do; threads without those of the pools that serve calls."""
+    found = read_idle(pids)
+    return {name: replace(gauge, threads=gauge.threads - deployment.pool(name)) for name, gauge in found.items()}
 
 
 def _compared(name: str, middle: Gauge, end: Gauge, warm: bool, outcome: Outcome) -> dict[str, Any]:

@@ -122,4 +122,5 @@ def order_of(dealers: DealerSettings) -> DealOrder:
     bounds = {} if record is None else record.suites.get(dealers.suite, {})
     suite = SuiteSpec(dealers.suite, options=dealers.suite_options).over(bounds)
     lengths = (dealers.prompts, dealers.tokens, dealers.sessions)
-    return DealOrder(role, architecture, DealSpec(*lengths, suite, chosen, agreed, dealers.policy))
+    known = DealSpec(*lengths, suite, chosen, agreed, dealers.policy, padded=dealers.padded, behind=dealers.prefix)
+    return DealOrder(role, architecture, known)

@@ -41,7 +41,8 @@ def show(config: ConfigOption, as_json: JsonOption = False) -> None:
     found, limits = _entries(settings, store), settings.limits
     used = {kind: sum(one.size for one in found if one.kind == kind) for kind in ("prefix", "session", "tape")}
     if as_json:
-        quotas = {"max_prefix_bytes": limits.max_prefix_bytes, "max_paged_bytes": limits.max_paged_bytes}
+        names = ("max_prefix_bytes", "max_paged_bytes", "max_tape_bytes")
+        quotas = {name: getattr(limits, name) for name in names}
         bytes_by_kind = {"prefix_bytes": used["prefix"], "paged_bytes": used["session"], "tape_bytes": used["tape"]}
         print_json({"entries": [_as_json(one) for one in found], **bytes_by_kind, **quotas})
         return
@@ -55,7 +56,8 @@ def show(config: ConfigOption, as_json: JsonOption = False) -> None:
     out.print(f"prefixes: {byte_count(used['prefix'])} of {byte_count(limits.max_prefix_bytes)} (max_prefix_bytes)")
     out.print(f"caches in pages: {byte_count(used['session'])} of {byte_count(limits.max_paged_bytes)} (max_paged_bytes)")
     if settings.tapes is not None:
-        out.print(f"tapes: {byte_count(used['tape'])} in {settings.tapes}")
+        most = "" if limits.max_tape_bytes is None else f" of {byte_count(limits.max_tape_bytes)} (max_tape_bytes)"
+        out.print(f"tapes: {byte_count(used['tape'])}{most} in {settings.tapes}")
 
 
 def _entries(settings: RoleConfig, store: Path) -> list[Entry]:
