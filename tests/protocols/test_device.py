@@ -70,6 +70,17 @@ def test_operations_of_every_suite(device: str, suite: str, parties: int) -> Non
             assert (found - wanted).abs().max() < 0.01, (program.__name__, number)
 
 
+def test_crypten_s_own_functions(device: str) -> None:
+    """They make their values from empty ones of the host, and write into their arguments."""
+    x = grid(2, 3) / 4
+
+    async def program(s: Any, v: Any) -> list[Any]:
+        return [await s.mul(v, v), await s.activation(v, "relu")]
+
+    for found, wanted in zip(run_secure("crypten", 2, program, [x], crypten_own=True), (x * x, x.relu()), strict=True):
+        assert (found - wanted).abs().max() < 0.01
+
+
 @pytest.mark.parametrize("text", POLICIES)
 def test_policies(device: str, text: str) -> None:
     case = Case(tiny(heads=4, groups=2), tokens=24, steps=2, seed=len(text))
