@@ -1,7 +1,7 @@
-"""All tests whose roles run in their own process, on the stand-in device (an hour and a half) or another one.
+"""All tests whose roles run in their own process, on the stand-in device (two hours of a core) or another one.
 
-`python -m tests.tools.device_sweep [--device stand-in|cuda] [ARGUMENTS OF PYTEST]`. Left out are tests of the suite `plain`
-and studies, which compare with tensors of the host.
+`python -m tests.tools.device_sweep [--device stand-in|cuda] [ARGUMENTS OF PYTEST]`. Left out are two studies that compare with
+tensors of the host.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 PATHS = ("tests/protocols", "tests/models/policies", "tests/models/test_device.py", "tests/mpc/test_messages.py")
 LEFT_OUT = (
-    "tests/protocols/plain",
     "tests/protocols/test_softmax_shift.py",
     "tests/models/policies/test_keeping_everything_on_shares.py",
 )
