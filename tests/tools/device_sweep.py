@@ -1,7 +1,7 @@
 """All tests whose roles run in their own process, on the stand-in device (two hours of a core) or another one.
 
-`python -m tests.tools.device_sweep [--device stand-in|cuda] [ARGUMENTS OF PYTEST]`. Left out are two studies that compare with
-tensors of the host.
+`python -m tests.tools.device_sweep [--device stand-in|cuda] [ARGUMENTS OF PYTEST]`. Left out are two studies, which compare
+with tensors of the host.
 """
 
 from __future__ import annotations
