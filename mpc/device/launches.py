@@ -29,7 +29,7 @@ HEAVIEST = 160  # operations of an output
 MOST = 320  # operations of a launch
 _MANY = 64  # sums whose sum is a step of its own
 _FEW = 8  # so many times more elements than there are to compute: they are computed before
-MOST_KEPT = 1 << 14  # stretches; a token of a model has a few hundred
+MOST_KEPT = 1 << 12  # stretches, of some 30 kB; layers of a model share theirs
 
 
 @dataclass(eq=False)
