@@ -63,6 +63,9 @@ def add(
     ] = None,
     suite: SuiteOption = DEFAULT_SUITE,
     suite_option: SuiteOptionsOption = None,
+    policy: Annotated[
+        str, typer.Option("--policy", help="Store the scores too that sessions with this policy begin with: h2o, locret.")
+    ] = "full",
     insecure_trust_authority: TrustAuthorityOption = False,
 ) -> None:
     """Register a prefix of a model, with the model owner's configuration; the parties compute and store its rows.
@@ -81,7 +84,8 @@ def add(
     settings = load_role(config, "model-owner", insecure_trust_authority)
     words = load_tokenizer(tokenizer, read_architecture(tokenizer))
     given = read_text_file(file, "--file") if file is not None else str(text)
-    prefix = PrefixText(name, words.encode(given), secret, SuiteSpec(suite, options=suite_options(suite_option)), words)
+    spec = SuiteSpec(suite, options=suite_options(suite_option))
+    prefix = PrefixText(name, words.encode(given), secret, spec, words, policy)
     known = "its text is shared among the parties" if secret else "its text is public"
     for one in [prefix] if split is None else prefix.split(split):
         with stages() as bar:
