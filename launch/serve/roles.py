@@ -12,7 +12,6 @@ from launch.local.checks import check_device
 from launch.local.signals import Terminated
 from launch.terminal import logs
 from launch.terminal.console import err
-from mpc.allocator import one_arena
 from mpc.errors import ConfigurationError, MpcacheError
 from mpc.generators import AES, suited
 from parties.config.role_config import RoleConfig, load_config
@@ -44,10 +43,8 @@ class Server(Protocol):
 
 
 def load_role(path: Path, role: Role, trust_authority: bool = False) -> RoleConfig:
-    """Read a role's configuration, with insecure_trust_authority set if `trust_authority`, and let this process, which is to
-    be that role, allocate as a server should (`mpc.allocator`). Raises `ConfigurationError` when
+    """Read a role's configuration, with insecure_trust_authority set if `trust_authority`. Raises `ConfigurationError` when
     it is another role's."""
-    one_arena()
     config = load_config(path)
     if config.role != role:
         raise ConfigurationError(f"{path}: role is '{config.role}', not '{role}'; start it with `mpcache {config.role}`")
