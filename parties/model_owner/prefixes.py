@@ -13,6 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from models.generation import token_indices
+from models.policies import parse
+from models.prefix_scores import scores_of
 from models.prefixes import PrefixPlan
 from models.tokenizer.text import TextTokenizer
 from mpc.errors import ConfigurationError, WireError
@@ -195,7 +197,7 @@ class RegisteringSession(Conversation):
         assert prefix is not None
         ids = None if self._given.secret else tuple(self._given.ids)
         facts = (manifest.prompt_tokens, manifest.suite, manifest.fraction_bits, manifest.row_options, self.id, ids)
-        return RegisteredPrefix(prefix.id, self._given.name, *facts)
+        return RegisteredPrefix(prefix.id, self._given.name, *facts, scores=scores_of(parse(manifest.policy)))
 
     def _opening(self) -> wire.Open:
         opening = super()._opening()

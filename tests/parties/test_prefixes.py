@@ -184,10 +184,16 @@ def test_a_prefix_for_other_settings_is_refused_by_name(real: Running) -> None:
 def test_policies_that_begin_with_scores_need_a_prefix_that_has_them(real: Running) -> None:
     policy, ids = "h2o:budget=0.5", PROMPT[1:BEHIND]
     real.add("without", ids)
-    message = r"prefix without at party. was registered without the scores that policy h2o:budget=0.5 begins with"
-    with pytest.raises(ConfigurationError, match=rf"{message} \(`prefix add --policy`\)"):
+    message = "was registered without the scores that policy h2o:budget=0.5 begins with"
+    with pytest.raises(ConfigurationError, match=f"prefix 'without' {message}: let the model owner register it with them"):
         real.ask(PROMPT[BEHIND:], "without", policy=policy)
-    real.add("scored", ids, policy="h2o")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("parties.client.prefixes.scores_of", lambda policy: "")
+        with pytest.raises(ConfigurationError, match=f"prefix without at party. {message}"):
+            real.ask(PROMPT[BEHIND:], "without", policy=policy)
+    assert real.ask(PROMPT[1:], "auto", policy=policy).prefix is None
+    registered = real.add("scored", ids, policy="h2o")
+    assert real.ask(PROMPT[1:], "auto", policy=policy).prefix == registered
     whole = GenerationPlan(len(PROMPT) - 1, NEW, policy=policy)
     for _ in range(2):
         assert real.ask(PROMPT[BEHIND:], "scored", policy=policy).tokens == real.plain.generate(PROMPT[1:], whole)

@@ -111,13 +111,15 @@ def show(
         print_json({"prefixes": [_as_json(reference, one) for reference, held in found.items() for one in held]})
         return
     table = Table(box=None, header_style="bold")
-    for column in ("prefix", "id", "model", "tokens", "suite", "options", "text"):
+    for column in ("prefix", "id", "model", "tokens", "suite", "options", "text", "scores"):
         table.add_column(column, overflow="fold")
     for reference, held in found.items():
         for one in held:
             options = " ".join(f"{key}={value}" for key, value in one.options.items())
             known = "secret" if one.text is None else "public"
-            table.add_row(one.name, one.prefix, reference.name, str(one.tokens), one.suite, options, known)
+            table.add_row(
+                one.name, one.prefix, reference.name, str(one.tokens), one.suite, options, known, one.scores or "-"
+            )
     out.print(table if any(found.values()) else "no prefix is registered at all parties; `mpcache prefix add` registers one")
 
 
@@ -132,6 +134,7 @@ def _as_json(reference: ModelReference, one: RegisteredPrefix) -> dict[str, obje
         "fraction_bits": one.fraction_bits,
         "options": dict(one.options),
         "public": one.text is not None,
+        "scores": one.scores or None,
         "token_ids": None if one.text is None else list(one.text),
     }
 
