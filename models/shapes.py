@@ -132,7 +132,7 @@ def find_description(name: str) -> AnyArchitecture:
     if path.is_file():
         return family_for(Config(read_json(path), path)).architecture
     raise ConfigurationError(
-        f"shape '{name}' is neither a file, nor a directory, nor one of the known shapes: "
+        f"model '{name}' is neither a file, nor a folder, nor one of the known shapes: "
         f"{', '.join([*SHAPES, *ENCODER_SHAPES])}"
     )
 

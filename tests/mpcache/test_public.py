@@ -61,7 +61,7 @@ def test_estimate_reads_a_checkpoints_folder_and_lengths_beyond_its_positions() 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"model": "no-such-shape"}, "shape 'no-such-shape' is neither a file"),
+        ({"model": "no-such-shape"}, "model 'no-such-shape' is neither a file"),
         ({"prompt_tokens": 0}, "prompt_tokens = 0 must be a whole number, 1 or more"),
         ({"new_tokens": True}, "new_tokens = True must be a whole number"),
         ({"setting": Setting("none")}, "unknown suite 'none'"),

@@ -105,19 +105,21 @@ class Gateway:
         return JSONResponse({"object": "list", "data": [model_body(served) for served in self.catalogue.all()]})
 
     async def _model(self, request: Request) -> Response:
-        served = await self._served(request.path_params["model"])
+        if not (name := request.path_params["model"]):
+            raise invalid("no model is named: GET /v1/models lists them", "model", "model_not_found", 404)
+        served = await self._served(name)
         return JSONResponse(model_body(served))
 
     async def _completions(self, request: Request) -> Response:
         parameters = parse(CompletionParameters, await self._body(request), self.settings.drop_unsupported)
-        served = await self._served(parameters.model, parameters.prefix or self.settings.prefix)
+        served = (await self._served(parameters.model, parameters.prefix or self.settings.prefix)).of_kind(encoder=False)
         asked = await asyncio.to_thread(requests.completion, parameters, served, self.settings)
         shape = Choices(False, parameters.model, parameters.include_usage)
         return await self._answer(request, asked, shape, parameters)
 
     async def _chat(self, request: Request) -> Response:
         parameters = parse(ChatParameters, await self._body(request), self.settings.drop_unsupported)
-        served = await self._served(parameters.model, parameters.prefix or self.settings.prefix)
+        served = (await self._served(parameters.model, parameters.prefix or self.settings.prefix)).of_kind(encoder=False)
         asked = await asyncio.to_thread(requests.chat, parameters, served, self.settings)
         call = None if parameters.format is None else parameters.format.call
         shape = Choices(True, parameters.model, parameters.include_usage, call)
@@ -125,14 +127,14 @@ class Gateway:
 
     async def _responses(self, request: Request) -> Response:
         parameters = parse(ResponsesParameters, await self._body(request), self.settings.drop_unsupported)
-        served = await self._served(parameters.model, parameters.prefix or self.settings.prefix)
+        served = (await self._served(parameters.model, parameters.prefix or self.settings.prefix)).of_kind(encoder=False)
         asked = await asyncio.to_thread(requests.chat, parameters, served, self.settings)
         shape = ResponseShape(parameters.said(), None if parameters.format is None else parameters.format.call)
         return await self._answer(request, asked, shape, parameters)
 
     async def _embeddings(self, request: Request) -> Response:
         parameters = embeddings.parse_parameters(await self._body(request))
-        served = await self._served(parameters.model)
+        served = (await self._served(parameters.model)).of_kind(encoder=True)
         asked = await asyncio.to_thread(embeddings.asked, parameters, served, self.settings)
         cancellation = Cancellation()
         watcher = await self._take_place(request, cancellation.cancel)

@@ -66,6 +66,14 @@ class Served:
         """What requests call it."""
         return self.reference.name
 
+    def of_kind(self, encoder: bool) -> Served:
+        """Return itself. Raises `ApiError` for a decoder where an encoder is asked for, and the other way round."""
+        try:
+            _ = self.reference.encoder if encoder else self.reference.architecture
+        except ConfigurationError as error:
+            raise invalid(str(error), "model") from error
+        return self
+
 
 class Catalogue:
     """Looks models up at the parties: at the start, and again when a request names one that is not known here.

@@ -75,4 +75,4 @@ def test_commands_that_need_no_weights(fetched: Path, command: Command, words: l
     assert found.code == 2
     assert str(fetched) in found.err.replace("\n", "")  # its folder is what is read
     found = command(*words, "--model", "nowhere")
-    assert "is neither a file, nor a directory, nor one of the known shapes" in " ".join(found.err.split())
+    assert "is neither a file, nor a folder, nor one of the known shapes" in " ".join(found.err.split())

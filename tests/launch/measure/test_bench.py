@@ -174,7 +174,7 @@ def test_a_process_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ((), "give either --cached N (one decode step) or --prefill N (one prompt)"),
         (("--cached", 3, "--prefill", 3), "give either --cached N"),
-        (("--cached", 3, "--shape", "gpt9"), "shape 'gpt9' is neither a file"),
+        (("--cached", 3, "--shape", "gpt9"), "model 'gpt9' is neither a file"),
         (("--cached", 3, "--layers", 13), "layers = 13: the shape has 12 layers"),
         (("--cached", 3, "--policy", "lucky"), "unknown cache policy 'lucky'; known: full"),
         (("--cached", 3, "--suite", "plain"), "suite 'plain' keeps nothing secret"),

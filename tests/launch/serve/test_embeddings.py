@@ -71,5 +71,6 @@ def test_refusals(api: openai.OpenAI, values: dict[str, object], message: str) -
 
 
 def test_an_encoder_completes_nothing(api: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="is an encoder, which writes no text"):
+    with pytest.raises(openai.BadRequestError, match="is an encoder, which writes no text") as found:
         api.completions.create(model="sentences", prompt="ab")
+    assert found.value.param == "model"
