@@ -49,12 +49,13 @@ def table_name(layer: int, part: str) -> str:
 
 
 async def load_blocks(
-    suite: Suite, architecture: Architecture, behind: int, plan: ChunkPlan | None, shares: BlockShares
+    suite: Suite, architecture: Architecture, behind: int, plan: ChunkPlan | None, shares: BlockShares, scores: str = ""
 ) -> dict[str, Value]:
-    """Return the rows that a session begins behind, by name: of the prefix, and of its chunks or of all candidates."""
+    """Return the rows that a session begins behind, by name: of the prefix, and of its chunks or of all candidates. scores:
+    of a prefix alone, as in `models.prefix_rows.rows_shapes`."""
     if plan is not None and not plan.among:
         return await load_chunks(suite, architecture, behind, plan, shares)
-    rows = await load_rows(suite, architecture, behind, lambda name: shares(0, name)) if behind else {}
+    rows = await load_rows(suite, architecture, behind, lambda name: shares(0, name), scores) if behind else {}
     return rows if plan is None else rows | await load_candidates(suite, architecture, plan, shares)
 
 

@@ -76,7 +76,7 @@ class Decoder:
         if cache.pager is not None:
             cache.pager.begin(cache.layers)
         if behind:
-            begin_behind(self.suite, cache, self._weights, behind)
+            begin_behind(self.suite, cache, self.policy, self._weights, behind)
         return cache
 
     def begun(self, behind: int, chunks: ChunkPlan | None, prompt: int, given: Tensor | None = None) -> KVCache:

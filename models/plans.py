@@ -43,7 +43,7 @@ def make_plan(lengths: Lengths, decoding: str, policy: str, temperature: float |
         return GenerationPlan(lengths.prompt, lengths.new, chosen, policy, temperature, draft, *before, lengths.padded)
     what = "registering a prefix" if decoding == ROWS else "an encoder"
     for name, value, only in (
-        ("policy", policy, "full"),
+        ("policy", policy, policy if decoding == ROWS else "full"),
         ("new_tokens", lengths.new, 1),
         ("temperature", temperature, None),
         ("draft", draft, None),
@@ -57,7 +57,7 @@ def make_plan(lengths: Lengths, decoding: str, policy: str, temperature: float |
                 f"was cached before, and generates nothing; leave it out, or give {only!r}"
             )
     if decoding == ROWS:
-        return PrefixPlan(lengths.prompt)
+        return PrefixPlan(lengths.prompt, policy)
     plan = EncodingPlan(lengths.texts or (lengths.prompt,), cast(Output, decoding))
     if plan.prompt_tokens != lengths.prompt:
         raise ConfigurationError(f"texts of {plan.prompt_tokens} tokens in all do not fit prompt_tokens = {lengths.prompt}")

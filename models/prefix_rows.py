@@ -17,6 +17,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.architectures import without_encoder
 from models.cache import CachePolicy, KVCache
+from models.prefix_scores import SCORES, begin_scored, scores_of
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
 
@@ -35,27 +36,38 @@ def rows_name(layer: int, part: str) -> str:
     return f"prefix.{layer}.{part}"
 
 
-def rows_shapes(architecture: Architecture, tokens: int) -> dict[str, tuple[int, int, int]]:
+def rows_shapes(architecture: Architecture, tokens: int, scores: str = "") -> dict[str, tuple[int, int, int]]:
     """Return names and shapes [G, S, C] of what a prefix of so many tokens leaves in the cache, in order; of a layer with a
-    sliding window its last tokens."""
+    sliding window its last tokens. scores: kind of those beside them, [G, S, 1]; empty without."""
     a = architecture
     return {
-        rows_name(layer, part): (a.kv_heads, min(tokens, a.window(layer) or tokens), a.head_channels)
+        rows_name(layer, part): (
+            a.kv_heads,
+            min(tokens, a.window(layer) or tokens),
+            1 if part == SCORES else a.head_channels,
+        )
         for layer in range(a.layers)
-        for part in PARTS
+        for part in parts_of(scores)
     }
 
 
-async def load_rows(suite: Suite, architecture: Architecture, tokens: int, shares: Shares) -> dict[str, Value]:
+def parts_of(scores: str) -> tuple[str, ...]:
+    """Return what there is of each layer. scores: as in `rows_shapes`."""
+    return (*PARTS, SCORES) if scores else PARTS
+
+
+async def load_rows(
+    suite: Suite, architecture: Architecture, tokens: int, shares: Shares, scores: str = ""
+) -> dict[str, Value]:
     """Return the rows of a prefix by name, for this and later sessions with a suite instance of the same kind; recorded
-    under stage `LOAD_ROWS`. Costs: those of `Suite.lasting_rows`, one layer after the other."""
+    under stage `LOAD_ROWS`. Costs: those of `Suite.lasting_rows`, one layer after the other. scores: as in `rows_shapes`."""
     suite.begin(architecture.layers + 1, architecture.score_cap)
     found: dict[str, Value] = {}
     with suite.ledger.timed(LOAD_ROWS):
-        shapes = rows_shapes(architecture, tokens)
+        shapes = rows_shapes(architecture, tokens, scores)
         for layer in range(architecture.layers):
             suite.at(layer)
-            names = [rows_name(layer, part) for part in PARTS]
+            names = [rows_name(layer, part) for part in parts_of(scores)]
             given = [shares(name) for name in names]
             both = await suite.together(
                 *(suite.lasting_rows(shapes[name], share) for name, share in zip(names, given, strict=True))
@@ -64,8 +76,9 @@ async def load_rows(suite: Suite, architecture: Architecture, tokens: int, share
     return found
 
 
-def begin_behind(suite: Suite, cache: KVCache, rows: Mapping[str, Value], tokens: int) -> None:
-    """Let an empty cache hold a prefix of so many tokens. rows: by name, with others. Local.
+def begin_behind(suite: Suite, cache: KVCache, policy: CachePolicy, rows: Mapping[str, Value], tokens: int) -> None:
+    """Let an empty cache hold a prefix of so many tokens, with scores that a policy begins with. rows: by name, with others.
+    Local.
 
     Raises `ConfigurationError` for rows that are missing.
     """
@@ -75,6 +88,9 @@ def begin_behind(suite: Suite, cache: KVCache, rows: Mapping[str, Value], tokens
         if keys is None or values is None:
             raise ConfigurationError(f"rows of the prefix are missing in layer {layer}: load those that the manifest names")
         entry.k, entry.v = suite.own_rows(keys), suite.own_rows(values)
+    if scores_of(policy):
+        given = {layer: suite.own_rows(rows[rows_name(layer, SCORES)]) for layer in range(len(cache.layers))}
+        begin_scored(suite, cache, policy, given, tokens)
 
 
 def check_registrable(architecture: Architecture, tokens: int) -> None:
@@ -99,7 +115,8 @@ def check_behind(policy: CachePolicy, architecture: Architecture, behind: int, p
     for lacking in _lacking(policy, architecture, behind, prompt):
         raise ConfigurationError(
             f"policy {policy.spec} {lacking}; behind a registered prefix use a policy such as full, streaming-llm, or "
-            "mpcache or snapkv that look at no more queries than the prompt has tokens, or ask without a prefix"
+            "mpcache or snapkv that look at no more queries than the prompt has tokens, one that begins with a prefix's "
+            "scores (h2o, locret), or ask without a prefix"
         )
 
 
@@ -108,6 +125,8 @@ def _lacking(policy: CachePolicy, a: Architecture, behind: int, prompt: int) -> 
         yield f"reads the first {policy.probes} tokens of a prompt as its probes, which a prefix of {behind} tokens has not"
     for layer in range(a.layers):
         asked, noted = policy.observation(behind + prompt, layer), policy.noted_queries(behind + prompt, layer)
+        if scores_of(policy):
+            continue
         if asked.features:
             yield f"scores each token by its queries, which are not kept of the prefix of {behind} tokens"
         if (queries := max(asked.queries, noted)) > prompt:

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture, decoder_of
+from models.cache import CachePolicy
 from models.decoder import Decoder
 from models.generation import Endpoint, check_positive
+from models.policies import parse
 from models.prefill import prefill
-from models.prefix_rows import PARTS, check_registrable, rows_name
+from models.prefix_rows import check_registrable, parts_of, rows_name
+from models.prefix_scores import Noting, noted, scores_of
 from mpc.errors import ConfigurationError
 from mpc.ring import RING_BITS
 from protocols.expert_ways import DENSE
@@ -39,13 +42,14 @@ def forget(name: str, share: Tensor) -> None:
 
 @dataclass(frozen=True)
 class PrefixPlan:
-    """What is public about registering a prefix. prompt_tokens: of its text. Raises `ConfigurationError` naming the argument
-    and its value."""
+    """What is public about registering a prefix. prompt_tokens: of its text. policy: whose scores are stored, for sessions
+    with it (`models.prefix_scores`); "full": none. Raises `ConfigurationError` naming the argument and its
+    value."""
 
     prompt_tokens: int
+    policy: str = "full"
 
     new_tokens: ClassVar[int] = 1
-    policy: ClassVar[str] = "full"
     temperature: ClassVar[None] = None
     draft: ClassVar[None] = None
     behind: ClassVar[int] = 0
@@ -55,6 +59,17 @@ class PrefixPlan:
 
     def __post_init__(self) -> None:
         check_positive("prompt_tokens", self.prompt_tokens)
+        _ = self.noting
+
+    @property
+    def noting(self) -> CachePolicy | None:
+        """Return the policy that the text is computed with; None: the full cache."""
+        return None if self.policy == "full" else Noting(parse(self.policy))
+
+    @property
+    def scores(self) -> str:
+        """Return the kind of scores that are stored; empty without."""
+        return "" if self.policy == "full" else scores_of(parse(self.policy))
 
     @property
     def prompt_shape(self) -> tuple[int, ...]:
@@ -65,6 +80,8 @@ class PrefixPlan:
         """Raise `ConfigurationError` unless the model is a decoder that holds the text and a token behind it."""
         architecture = decoder_of(described, "a registered prefix")
         check_registrable(architecture, self.prompt_tokens)
+        if (noting := self.noting) is not None:
+            noting.check(architecture, self.prompt_tokens)
         if self.prompt_tokens >= architecture.positions:
             raise ConfigurationError(
                 f"a prefix of {self.prompt_tokens} tokens leaves no room for a prompt behind it: the model has "
@@ -106,6 +123,7 @@ async def registered(
     """Return what `register` emits, once the rows are kept. What they take is recorded as stage "layer N/stored"."""
     suite, architecture = decoder.suite, decoder.architecture
     plan.check(architecture)
+    assert isinstance(decoder.policy, Noting) == bool(plan.scores)
     check_way(suite, architecture)
     prompt = suite.indices(plan.prompt_tokens, prompt_share, architecture.vocabulary)
     cache = decoder.new_cache()
@@ -113,7 +131,8 @@ async def registered(
     for layer, entry in enumerate(cache.layers):
         cache.enter(layer)
         with suite.ledger.timed(f"layer {layer}/stored"):
-            for part, rows in zip(PARTS, entry.keys_and_values(), strict=True):
+            scores = (noted(cache, layer),) if plan.scores else ()
+            for part, rows in zip(parts_of(plan.scores), (*entry.keys_and_values(), *scores), strict=True):
                 share = suite.output(rows)
                 if suite.name != "plain" and (share.bits, share.fraction_bits) != (RING_BITS, suite.fraction_bits):
                     raise RuntimeError(f"rows of layer {layer} lie in Z_2^{share.bits}, {share.fraction_bits} fraction bits")

@@ -19,6 +19,7 @@ from models.loaded import load_weights
 from models.plans import AnyPlan
 from models.policies import parse
 from models.prefix_rows import Shares
+from models.prefix_scores import scores_of
 from models.prefixes import Keep, PrefixPlan, forget, register
 from mpc.channel import Channel
 from mpc.errors import MpcacheError
@@ -53,7 +54,9 @@ def _run(
 
 def _load_rows(suite: Suite, architecture: AnyArchitecture, plan: AnyPlan, shares: BlockShares) -> dict[str, Any]:
     a = decoder_of(architecture, "a prefix's model")
-    loaded: dict[str, Any] = suite.run(load_blocks(suite, a, plan.behind, plan.chunks, shares))
+    loaded: dict[str, Any] = suite.run(
+        load_blocks(suite, a, plan.behind, plan.chunks, shares, scores_of(parse(plan.policy)))
+    )
     return loaded
 
 
@@ -66,7 +69,7 @@ def _register(
     endpoint: Endpoint,
     keep: Keep,
 ) -> int:
-    decoder = Decoder(suite, decoder_of(architecture, "a prefix's model"), weights)
+    decoder = Decoder(suite, decoder_of(architecture, "a prefix's model"), weights, plan.noting)
     return int(suite.run(register(suite, decoder, plan, prompt, endpoint, keep)))
 
 

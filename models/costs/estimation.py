@@ -30,6 +30,7 @@ from models.costs.tracing import Costs, Setting, trace_load, trace_prefix_load, 
 from models.encoding import EncodingPlan
 from models.learned import with_learned
 from models.policies import parse
+from models.prefixes import ROWS
 from mpc.errors import ConfigurationError
 from mpc.ledger import NO_OPERATION
 from protocols.bounds import Bounds
@@ -306,7 +307,7 @@ def estimate(
         tracer = Tracer(architecture, setting, exhaustive, prompt if read else 0)
         load_costs, weights = trace_load(architecture, setting)
         rows = trace_prefix_load(decoder_of(architecture, "a prefix"), setting) if setting.before > 0 else Costs()
-        if setting.policy != "full":
+        if setting.policy != "full" and setting.decoding != ROWS:
             tracer.follow(prompt, new, kept)
         first = tracer.step(0, prompt)
         if exhaustive or drafted or setting.policy != "full":

@@ -26,7 +26,9 @@ from models.loaded import load_weights
 from models.observation import Observation, Seen
 from models.outputs import Decoding, Output
 from models.padding import Padding
+from models.policies import parse
 from models.prefill import prefill
+from models.prefix_scores import scores_of
 from models.prefixes import PrefixPlan, forget, registered
 from protocols.suite import OutputShare, Suite, Value
 
@@ -70,9 +72,11 @@ async def load(suite: Suite, architecture: Description, source: Source) -> dict[
     return await load_weights(suite, architecture, lambda name: source.weight(suite, name, shapes[name]))
 
 
-async def load_before(suite: Suite, architecture: Architecture, behind: int, chunks: ChunkPlan | None) -> dict[str, Value]:
+async def load_before(
+    suite: Suite, architecture: Architecture, behind: int, chunks: ChunkPlan | None, policy: str = "full"
+) -> dict[str, Value]:
     """Load the rows of a registered prefix and of chunks, as a session does, where they have no content."""
-    return await load_blocks(suite, architecture, behind, chunks, lambda number, name: None)
+    return await load_blocks(suite, architecture, behind, chunks, lambda number, name: None, scores_of(parse(policy)))
 
 
 async def fill(
@@ -177,10 +181,10 @@ async def encoding_step(
             return replace(suite.output(found), flags=suite.flags())
 
 
-async def registering_step(decoder: Decoder, tokens: int, name: str) -> None:
-    """Run what registering a prefix of so many tokens takes, without content. Recorded under stage `name`."""
+async def registering_step(decoder: Decoder, plan: PrefixPlan, name: str) -> None:
+    """Run what registering a prefix takes, without content. Recorded under stage `name`."""
     with decoder.suite.ledger.timed(name):
-        await registered(decoder, PrefixPlan(tokens), None, forget)
+        await registered(decoder, plan, None, forget)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from models.outputs import Decoding, Output
 from models.plans import AnyPlan, Leaving, Lengths, make_plan
 from models.policies import parse
 from models.prefix_rows import LOAD_ROWS
-from models.prefixes import ROWS
+from models.prefixes import ROWS, PrefixPlan
 from mpc.ledger import Ledger, current
 from mpc.packing import word_bytes
 from mpc.shape_tensor import LiveBytes, live_bytes
@@ -275,9 +275,10 @@ def trace_step(
         return Trace(suite.ledger, {**products.counts, **tape.work}, _working(live, 0))
     behind = not cached and setting.before > 0
     if behind:
-        weights |= suite.run(load_before(suite, architecture, setting.behind, setting.chunks))
+        weights |= suite.run(load_before(suite, architecture, setting.behind, setting.chunks, setting.policy))
         tokens += 0 if setting.chunks is None or setting.chunks.among else setting.chunks.repaired
-    decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
+    plan = PrefixPlan(tokens, setting.policy) if setting.decoding == ROWS else None
+    decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy) if plan is None else plan.noting)
     begun = partial(decoder.begun, setting.behind, setting.chunks, asked)
     cache = begun() if behind else suite.run(fill(decoder, cached, NoInputs(), agreed, read, setting.padded))
     suite.ledger.costs.clear()
@@ -285,8 +286,8 @@ def trace_step(
     tape.work.clear()
     before = held_bytes(cache)
     with _live_bytes(memory) as live:
-        if setting.decoding == ROWS:
-            suite.run(registering_step(decoder, tokens, STEP))
+        if plan is not None:
+            suite.run(registering_step(decoder, plan, STEP))
         else:
             suite.run(step(decoder, cache, setting.step(tokens, drafted), None, STEP))
     working = _working(live, held_bytes(cache) - before)
@@ -300,7 +301,7 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
     weights = suite.run(load(suite, architecture, NoInputs()))
     products = Products(suite)
     if setting.before:
-        weights |= suite.run(load_before(suite, architecture, setting.behind, setting.chunks))
+        weights |= suite.run(load_before(suite, architecture, setting.behind, setting.chunks, setting.policy))
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
     cache = tape.cache = decoder.begun(setting.behind, setting.chunks, prompt)
     drafted = setting.draft is not None
@@ -331,7 +332,7 @@ def trace_load(architecture: AnyArchitecture, setting: Setting) -> tuple[Costs, 
 def trace_prefix_load(architecture: Architecture, setting: Setting) -> Costs:
     """Return the costs of loading the rows of prefix and chunks: once a prefix and its parties, not once a session."""
     suite, tape = setting.make()
-    suite.run(load_before(suite, architecture, setting.behind, setting.chunks))
+    suite.run(load_before(suite, architecture, setting.behind, setting.chunks, setting.policy))
     return _loading(suite, tape, (LOAD_ROWS, "cache"))
 
 

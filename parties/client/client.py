@@ -253,7 +253,7 @@ class Client:
         reference = model if isinstance(model, ModelReference) else self.find_model(model)
         architecture = reference.architecture
         suite = reference.over_bounds(request.suite)
-        prefix, ids = chosen_prefix(reference, suite, request.prefix, request.prompt_ids)
+        prefix, ids = chosen_prefix(reference, suite, request.prefix, request.prompt_ids, request.policy)
         read = request.chunks.of(reference, suite, prefix)
         plan = replace(request, prompt_ids=ids).plan(0 if prefix is None else prefix.tokens, read.plan)
         plan.check(architecture)

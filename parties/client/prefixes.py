@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from models.chunks import ChunkPlan
+from models.policies import parse
+from models.prefix_scores import scores_of
 from mpc.errors import ConfigurationError
 from parties.client.model_reference import ModelReference
 from parties.wire.held_prefix import RegisteredPrefix
@@ -33,18 +35,26 @@ def fits(prefix: RegisteredPrefix, suite: SuiteSpec) -> bool:
 
 
 def chosen_prefix(
-    reference: ModelReference, suite: SuiteSpec, wanted: str | None, ids: Sequence[int]
+    reference: ModelReference, suite: SuiteSpec, wanted: str | None, ids: Sequence[int], policy: str = "full"
 ) -> tuple[RegisteredPrefix | None, list[int]]:
     """Return the prefix that a request begins behind, and what its prompt has behind it. wanted: its name or id, whose text
-    the prompt `ids` continues; `AUTO`: one that the prompt begins with, if there is one; None: none.
+    the prompt `ids` continues; `AUTO`: one that the prompt begins with, if there is one; None: none. policy: of the session,
+    which may begin with a prefix's scores.
 
     Raises `ConfigurationError` listing what there is, or saying what a prefix was registered for.
     """
     if wanted is None:
         return None, list(ids)
+    scores = scores_of(parse(policy))
     if wanted == AUTO:
-        return _found(reference, suite, ids)
-    return named_prefix(reference, suite, wanted), list(ids)
+        return _found(reference, suite, ids, scores)
+    found = named_prefix(reference, suite, wanted)
+    if scores not in ("", found.scores):
+        raise ConfigurationError(
+            f"prefix '{found.name}' was registered without the scores that policy {policy} begins with: let the model owner "
+            "register it with them (`mpcache prefix add --policy`), or ask without it"
+        )
+    return found, list(ids)
 
 
 def named_prefix(reference: ModelReference, suite: SuiteSpec, wanted: str) -> RegisteredPrefix:
@@ -133,9 +143,12 @@ class ChunkChoice:
         return sorted(known, key=lambda one: one.prefix)
 
 
-def _found(reference: ModelReference, suite: SuiteSpec, ids: Sequence[int]) -> tuple[RegisteredPrefix | None, list[int]]:
+def _found(
+    reference: ModelReference, suite: SuiteSpec, ids: Sequence[int], scores: str
+) -> tuple[RegisteredPrefix | None, list[int]]:
     given = tuple(ids)
-    fitting = [one for one in reference.prefixes if one.text and len(one.text) < len(given) and fits(one, suite)]
+    there = [one for one in reference.prefixes if one.text and scores in ("", one.scores)]
+    fitting = [one for one in there if one.tokens < len(given) and fits(one, suite)]
     begun = [one for one in fitting if given[: one.tokens] == one.text]
     if not begun:
         return None, list(given)

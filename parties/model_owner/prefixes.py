@@ -13,6 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from models.generation import token_indices
+from models.policies import parse
+from models.prefix_scores import scores_of
 from models.prefixes import PrefixPlan
 from models.tokenizer.text import TextTokenizer
 from mpc.errors import ConfigurationError, WireError
@@ -42,13 +44,14 @@ Progress = Callable[[str, int, int], None]
 class PrefixText:
     """What is registered. ids: the text's tokens. secret: they are shared among the parties, and nobody else learns them;
     else they are public. suite: what computes it, and sessions behind it; its options go over the model's bounds. words:
-    the tokenizer that gave the ids, where one did."""
+    the tokenizer that gave the ids, where one did. policy: of sessions that begin with scores (`models.prefix_scores`)."""
 
     name: str
     ids: Sequence[int] = field(repr=False)
     secret: bool = False
     suite: SuiteSpec = USUAL
     words: TextTokenizer | None = field(default=None, repr=False)
+    policy: str = "full"
 
     def check(self) -> None:
         """Raise `ConfigurationError` for a name that no prefix can have, or an empty text."""
@@ -174,7 +177,7 @@ class RegisteringSession(Conversation):
     """Registers a prefix; then it is stored at all parties, or `findings` has what left its range and no party keeps it."""
 
     def __init__(self, config: RoleConfig, reference: ModelReference, text: PrefixText, on_progress: Progress) -> None:
-        architecture, plan = reference.architecture, PrefixPlan(len(text.ids))
+        architecture, plan = reference.architecture, PrefixPlan(len(text.ids), text.policy)
         plan.check(architecture)
         self._ids = token_indices(text.ids, architecture.vocabulary)
         self._text = b"" if text.secret else packed_ids(text.ids)
@@ -194,7 +197,7 @@ class RegisteringSession(Conversation):
         assert prefix is not None
         ids = None if self._given.secret else tuple(self._given.ids)
         facts = (manifest.prompt_tokens, manifest.suite, manifest.fraction_bits, manifest.row_options, self.id, ids)
-        return RegisteredPrefix(prefix.id, self._given.name, *facts)
+        return RegisteredPrefix(prefix.id, self._given.name, *facts, scores=scores_of(parse(manifest.policy)))
 
     def _opening(self) -> wire.Open:
         opening = super()._opening()

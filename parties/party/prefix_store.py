@@ -21,7 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from models.architectures import decoder_of, parse_description
+from models.policies import parse
 from models.prefix_rows import rows_shapes
+from models.prefix_scores import scores_of
 from mpc.errors import CheckpointError, ConfigurationError, MpcacheError
 from parties.events import log
 from parties.pages.index import Owner, PageRow
@@ -39,7 +41,8 @@ IDS = "ids"  # of a secret text, shared
 class StoredPrefix(BaseModel):
     """The public facts of a stored prefix. storing: the nonce of this party's shares of the model; index: whose share it is;
     options: of the suite, but for how experts are computed; session: in which the rows were computed; text: the token ids,
-    None where they are secret; nonce: 128 random bits of this party, new at every storing."""
+    None where they are secret; nonce: 128 random bits of this party, new at every storing; scores: kind of those beside the
+    rows (`models.prefix_scores`), empty without."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -58,6 +61,7 @@ class StoredPrefix(BaseModel):
     session: Identifier
     text: list[int] | None
     nonce: Identifier
+    scores: str = ""
 
     @classmethod
     def of(cls, manifest: Manifest, model: StoredModel, session: str, text: list[int] | None, nonce: str) -> StoredPrefix:
@@ -81,11 +85,12 @@ class StoredPrefix(BaseModel):
             session=session,
             text=text,
             nonce=nonce,
+            scores=needed_scores(manifest),
         )
 
     def shapes(self) -> dict[str, tuple[int, int, int]]:
         """Return names and shapes of the rows, in order."""
-        return rows_shapes(decoder_of(parse_description(self.architecture), "a prefix's model"), self.tokens)
+        return rows_shapes(decoder_of(parse_description(self.architecture), "a prefix's model"), self.tokens, self.scores)
 
     @property
     def size(self) -> int:
@@ -102,8 +107,17 @@ class StoredPrefix(BaseModel):
             (self.fraction_bits == manifest.fraction_bits, f"was computed with {self.fraction_bits} fraction bits"),
             (self.options == manifest.row_options, f"was computed with suite options {_words(self.options)}"),
             (self.tokens == tokens, f"has {self.tokens} tokens, not {tokens}"),
+            (
+                needed_scores(manifest) in ("", self.scores),
+                f"was registered without the scores that policy {manifest.policy} begins with (`prefix add --policy`)",
+            ),
         ]
         return next((words for fits, words in found if not fits), "")
+
+
+def needed_scores(manifest: Manifest) -> str:
+    """Return the kind of scores that a session needs of its prefix, or stores with the one that it registers."""
+    return scores_of(parse(manifest.policy))
 
 
 def _words(options: Mapping[str, OptionValue]) -> str:

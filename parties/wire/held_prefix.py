@@ -42,12 +42,15 @@ class Registered(Protocol):
     @property
     def text(self) -> Sequence[int] | None: ...
 
+    @property
+    def scores(self) -> str: ...
+
 
 @dataclass(frozen=True)
 class RegisteredPrefix:
     """A registered prefix of a model, as all parties hold it. tokens: of its text; text: its token ids, None where they are
     secret. suite, fraction_bits, options: those of the sessions that may begin behind it. session: in which its rows were
-    computed."""
+    computed. scores: kind of those beside them (`models.prefix_scores`), empty without."""
 
     prefix: str
     name: str
@@ -57,6 +60,7 @@ class RegisteredPrefix:
     options: Mapping[str, OptionValue] = field(hash=False)
     session: str
     text: tuple[int, ...] | None
+    scores: str = ""
 
 
 def held_prefix(facts: Registered) -> wire.HeldPrefix:
@@ -70,6 +74,7 @@ def held_prefix(facts: Registered) -> wire.HeldPrefix:
         options=json.dumps(dict(facts.options), sort_keys=True),
         session=facts.session,
         text=packed_ids(facts.text) if facts.text is not None else b"",
+        scores=facts.scores,
     )
 
 
@@ -93,4 +98,5 @@ def read_prefix(message: wire.HeldPrefix, sender: str) -> RegisteredPrefix:
         options,
         check_id(message.session, "session", sender),
         text,
+        message.scores[:64],
     )

@@ -23,6 +23,8 @@ from models.drafting import MOST_GUESSES, DraftPlan
 from models.encoding import MOST_TEXTS, EncodingPlan
 from models.generation import check_agreed_temperature
 from models.plans import AnyPlan, Leaving, Lengths, make_plan
+from models.policies import parse
+from models.prefix_scores import scores_of
 from models.prefixes import ROWS
 from mpc.errors import ConfigurationError, ManifestMismatch, WireError
 from mpc.generators import AES
@@ -312,7 +314,8 @@ class Manifest(ProgramFacts):
     def rows_key(self, storings: Sequence[str] = ()) -> tuple[str, ...]:
         """Return the same for the masked rows of its blocks together. storings: at a party, the nonces of their rows."""
         ids = [f"{number}:{id}" for number, (id, _) in self.blocks.items()]
-        return (" ".join(ids), " ".join(storings), str((self.chunk_again, self.chunk_slots > 0)), *self.load_key())
+        how = str((self.chunk_again, self.chunk_slots > 0, scores_of(parse(self.policy))))
+        return (" ".join(ids), " ".join(storings), how, *self.load_key())
 
 
 def row_options(options: Mapping[str, OptionValue]) -> dict[str, OptionValue]:

@@ -81,7 +81,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, reach: _Optional[bool] = ...) -> None: ...
 
 class HeldPrefix(_message.Message):
-    __slots__ = ("prefix", "name", "tokens", "suite", "fraction_bits", "options", "session", "text")
+    __slots__ = ("prefix", "name", "tokens", "suite", "fraction_bits", "options", "session", "text", "scores")
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,7 @@ class HeldPrefix(_message.Message):
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     prefix: str
     name: str
     tokens: int
@@ -98,7 +99,8 @@ class HeldPrefix(_message.Message):
     options: str
     session: str
     text: bytes
-    def __init__(self, prefix: _Optional[str] = ..., name: _Optional[str] = ..., tokens: _Optional[int] = ..., suite: _Optional[str] = ..., fraction_bits: _Optional[int] = ..., options: _Optional[str] = ..., session: _Optional[str] = ..., text: _Optional[bytes] = ...) -> None: ...
+    scores: str
+    def __init__(self, prefix: _Optional[str] = ..., name: _Optional[str] = ..., tokens: _Optional[int] = ..., suite: _Optional[str] = ..., fraction_bits: _Optional[int] = ..., options: _Optional[str] = ..., session: _Optional[str] = ..., text: _Optional[bytes] = ..., scores: _Optional[str] = ...) -> None: ...
 
 class HeldModel(_message.Message):
     __slots__ = ("model", "name", "architecture", "owner", "parties", "ranges", "prefixes", "tokenizer")

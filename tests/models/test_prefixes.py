@@ -25,12 +25,14 @@ from models.policies import parse
 from models.policies.batches import Batches
 from models.policies.eviction import EvictingPolicy
 from models.prefix_rows import LOAD_ROWS, load_rows, rows_name, rows_shapes
+from models.prefix_scores import scores_of
 from models.prefixes import PrefixPlan, register
 from models.shapes import SHAPES, find_description
 from mpc.errors import ConfigurationError
 from protocols.registry import SuiteSpec
 from protocols.suite import OutputShare, Suite
 from tests.models import random_checkpoints as checkpoints
+from tests.models.policies.test_locret import learned_checkpoint
 
 PROMPT = [(7 * n * n + 3 * n) % 90 + 3 for n in range(18)]
 BEHIND = 13
@@ -73,23 +75,26 @@ class Roles:
 
         self.run(program)
 
-    def register(self, ids: list[int]) -> list[OutputShare]:
+    def register(self, ids: list[int], policy: str = "full") -> list[OutputShare]:
         given = dict(enumerate(additive_shares(torch.tensor(ids), self.parties)))
 
         def program(suite: Suite, party: int | None) -> OutputShare:
             rows, endpoint = self.stored.setdefault(party, Rows()), KeptShares()
-            decoder = Decoder(suite, self.checkpoint.architecture, self.weights[party])
+            plan = PrefixPlan(len(ids), policy)
+            decoder = Decoder(suite, self.checkpoint.architecture, self.weights[party], plan.noting)
             share = None if party is None else given[party]
-            suite.run(register(suite, decoder, PrefixPlan(len(ids)), share, endpoint, rows.keep))
+            suite.run(register(suite, decoder, plan, share, endpoint, rows.keep))
             return endpoint.shares[0]
 
         return self.run(program)
 
-    def load_rows(self, tokens: int) -> list[int]:
+    def load_rows(self, tokens: int, scores: str = "") -> list[int]:
         def program(suite: Suite, party: int | None) -> int:
             stored = self.stored[party].shares
             self.loaded[party] = suite.run(
-                load_rows(suite, self.checkpoint.architecture, tokens, lambda n: None if party is None else stored[n])
+                load_rows(
+                    suite, self.checkpoint.architecture, tokens, lambda n: None if party is None else stored[n], scores
+                )
             )
             return suite.ledger.total(LOAD_ROWS).bytes_sent
 
@@ -126,8 +131,12 @@ def plain_behind(model: PlainModel, prompt: list[int], plan: GenerationPlan) -> 
     rows, ids, suite = Rows(), prompt[: plan.behind], model.suite
     indices = torch.tensor(ids)
     endpoint = KeptShares()
-    suite.run(register(suite, model.decoder(), PrefixPlan(len(ids)), indices, endpoint, rows.keep))
-    loaded = suite.run(load_rows(suite, model.architecture, len(ids), rows.shares.__getitem__))
+    registering = PrefixPlan(len(ids), plan.policy if scores_of(parse(plan.policy)) else "full")
+    decoder = model.decoder(policy=registering.noting)
+    suite.run(register(suite, decoder, registering, indices, endpoint, rows.keep))
+    loaded = suite.run(
+        load_rows(suite, model.architecture, len(ids), rows.shares.__getitem__, scores_of(parse(plan.policy)))
+    )
     model.weights = {**model.weights, **loaded}
     return model.generate(prompt[plan.behind :], plan)
 
@@ -154,6 +163,13 @@ def test_tokens_in_plaintext_are_those_of_the_whole_prompt(name: str, behind: in
         "streaming-llm:budget=0.5,sinks=2",
         "snapkv:budget=0.5,window=4",
         "quest:budget=0.5",
+        "h2o:budget=0.5",
+        "h2o:budget=0.6,recent=0.2",
+        "chunked:tokens=2|h2o:budget=0.4",
+        "elastic:budget=0.5",
+        "d2o:budget=0.5",
+        "kvmerger:budget=0.5",
+        "mikv:budget=0.5",
         "dynamic-top-k:budget=0.3",
         "chunked:tokens=2|full",
         "mpcache:preset=clusters,static=0.6,dynamic=0.5,observed=0.2,fine=2,sinks=1,window=2,sharing=1,apart=0",
@@ -182,7 +198,9 @@ class FirstWhole(Batches):
 BATCHES = "batches:tokens=3,ahead=1|snapkv:budget=0.5,window=2"
 
 
-@pytest.mark.parametrize("policy", [BATCHES, "batches:tokens=4,keep=11,ahead=0|snapkv:budget=0.6,window=3"])
+@pytest.mark.parametrize(
+    "policy", [BATCHES, "batches:tokens=4,keep=11,ahead=0|snapkv:budget=0.6,window=3", "batches:tokens=3|h2o:budget=0.5"]
+)
 def test_batches_behind_a_prefix_are_those_of_a_prompt_whose_first_batch_it_is(policy: str, tmp_path: Path) -> None:
     checkpoint = model_of("llama-grouped", tmp_path)
     inside = parse(policy)
@@ -206,6 +224,8 @@ def test_batches_behind_a_prefix_are_those_of_a_prompt_whose_first_batch_it_is(p
         ("llama-grouped", "crypten", 3, "full"),
         ("llama-grouped", "masked", 3, BATCHES),
         ("gpt2", "crypten", 2, BATCHES),
+        ("llama-grouped", "masked", 3, "h2o:budget=0.5"),
+        ("gpt2", "crypten", 2, "h2o:budget=0.5"),
     ],
 )
 def test_sessions_on_shares_begin_behind_rows_that_are_loaded_once(
@@ -217,12 +237,13 @@ def test_sessions_on_shares_begin_behind_rows_that_are_loaded_once(
     model = PlainModel(checkpoint, torch.float64, policy=first)
     roles = Roles(SuiteSpec(suite), checkpoint, parties)
     roles.load()
-    said = roles.register(PROMPT[:BEHIND])
+    scores = scores_of(inside)
+    said = roles.register(PROMPT[:BEHIND], policy if scores else "full")
     assert opened(said).tolist() == [0]
     assert _clean(said)
-    sent = roles.load_rows(BEHIND)
+    sent = roles.load_rows(BEHIND, scores)
     a = checkpoint.architecture
-    elements = sum(g * s * c for g, s, c in rows_shapes(a, BEHIND).values())
+    elements = sum(g * s * c for g, s, c in rows_shapes(a, BEHIND, scores).values())
     assert set(sent) == {8 * elements * (parties - 1)}
     other = [*PROMPT[:BEHIND], 5, 80, 41, 7, 9, 33]
     for prompt in (PROMPT, other, PROMPT):  # the second session must not have written into what the third begins behind
@@ -250,17 +271,15 @@ def test_rows_of_two_registrations_are_shared_afresh(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ("h2o:budget=0.5", "policy h2o.* looks at the prompt's last 18 queries, of which 5 are behind the prefix of 13"),
-        ("snapkv:budget=0.5,window=8", "policy snapkv.* looks at the prompt's last 8 queries, of which 5"),
         (
-            "batches:tokens=4,keep=9|h2o:budget=0.5",
-            "looks at the prompt's last 18 queries, of which 5 are behind the prefix",
+            "ems:budget=0.6,window=2,every=1,candidates=4",
+            "policy ems.* looks at the prompt's last 18 queries, of which 5 are behind the prefix of 13",
         ),
+        ("snapkv:budget=0.5,window=8", "policy snapkv.* looks at the prompt's last 8 queries, of which 5"),
         (
             "epicache:budget=0.6,probe_tokens=2,sinks=1,last=2",
             "reads the first 2 tokens of a prompt as its probes, which a prefix",
         ),
-        ("locret:budget=0.5", "scores each token by its queries, which are not kept of the prefix of 13 tokens"),
     ],
 )
 def test_policies_that_need_more_of_a_prefix_are_refused_by_name(policy: str, message: str) -> None:
@@ -324,13 +343,31 @@ def test_a_text_of_almost_all_positions_is_predicted() -> None:
     assert 0 < behind.sent < found.sent
 
 
-@pytest.mark.parametrize("policy", ["full", BATCHES])
+@pytest.mark.parametrize(("suite", "parties"), [("plain", 1), ("masked", 2), ("crypten", 3)])
+def test_scores_of_retaining_heads_are_stored_once(suite: str, parties: int, tmp_path: Path) -> None:
+    policy = "locret:budget=0.5,width=8"
+    checkpoint = learned_checkpoint("gpt2", tmp_path, policy, layers=1)
+    model = PlainModel(checkpoint, torch.float64)
+    wanted = model.generate(PROMPT, GenerationPlan(len(PROMPT), NEW, policy=policy))
+    plan = replace(PLAN, policy=policy)
+    if suite == "plain":
+        assert plain_behind(model, PROMPT, plan) == wanted
+        return
+    roles = Roles(SuiteSpec(suite), checkpoint, parties)
+    roles.load()
+    roles.register(PROMPT[:BEHIND], policy)
+    roles.load_rows(BEHIND, scores_of(parse(policy)))
+    assert roles.answer(PROMPT[BEHIND:], plan) == wanted
+
+
+@pytest.mark.parametrize("policy", ["full", BATCHES, "h2o:budget=0.5"])
 def test_what_is_predicted_behind_a_prefix_is_what_parties_count(policy: str, tmp_path: Path) -> None:
     checkpoint = model_of("gpt2", tmp_path)
     roles = Roles(SuiteSpec("masked"), checkpoint)
     roles.load()
-    roles.register(PROMPT[:BEHIND])
-    roles.load_rows(BEHIND)
+    scores = scores_of(parse(policy))
+    roles.register(PROMPT[:BEHIND], policy if scores else "full")
+    loading = roles.load_rows(BEHIND, scores)
     given = dict(enumerate(additive_shares(torch.tensor(PROMPT[BEHIND:]), 2)))
 
     def counted(suite: Suite, party: int | None) -> tuple[int, int, int]:
@@ -340,7 +377,9 @@ def test_what_is_predicted_behind_a_prefix_is_what_parties_count(policy: str, tm
         cost = suite.ledger.total("prefill")
         return cost.rounds, cost.bytes_sent, cost.offline_bytes
 
-    costs = estimate(checkpoint.architecture, Setting("masked", policy=policy, behind=BEHIND), OWN, 1).first
+    whole = estimate(checkpoint.architecture, Setting("masked", policy=policy, behind=BEHIND), OWN, 1)
+    assert whole.load_prefix.total("bytes_sent") == loading[1]
+    costs = whole.first
     fields = ("rounds", "bytes_sent", "offline_bytes")
     predicted = tuple(round(costs.total(name) - costs.total(name, "choice")) for name in fields)
     assert roles.run(counted)[1] == predicted

@@ -176,9 +176,30 @@ def test_a_prefix_for_other_settings_is_refused_by_name(real: Running) -> None:
     for suite in (SuiteSpec("crypten"), SuiteSpec("masked", options={"score": 9}), SuiteSpec("masked", 13)):
         with pytest.raises(ConfigurationError, match=message):
             real.ask([7], "settings", suite=suite)
-    with pytest.raises(ConfigurationError, match=r"policy h2o.* looks at the prompt's last 5 queries, of which 2"):
-        real.ask([7, 8], "settings", policy="h2o:budget=0.5")
+    with pytest.raises(ConfigurationError, match=r"policy snapkv.* looks at the prompt's last 3 queries, of which 2"):
+        real.ask([7, 8], "settings", policy="snapkv:budget=0.9,window=3")
     assert real.ask([7], registered.prefix).tokens == real.wanted([3, 1, 4, 7])
+
+
+def test_policies_that_begin_with_scores_need_a_prefix_that_has_them(real: Running) -> None:
+    policy, ids = "h2o:budget=0.5", PROMPT[1:BEHIND]
+    real.add("without", ids)
+    message = "was registered without the scores that policy h2o:budget=0.5 begins with"
+    with pytest.raises(ConfigurationError, match=f"prefix 'without' {message}: let the model owner register it with them"):
+        real.ask(PROMPT[BEHIND:], "without", policy=policy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("parties.client.prefixes.scores_of", lambda policy: "")
+        with pytest.raises(ConfigurationError, match=f"prefix without at party. {message}"):
+            real.ask(PROMPT[BEHIND:], "without", policy=policy)
+    assert real.ask(PROMPT[1:], "auto", policy=policy).prefix is None
+    registered = real.add("scored", ids, policy="h2o")
+    assert real.ask(PROMPT[1:], "auto", policy=policy).prefix == registered
+    whole = GenerationPlan(len(PROMPT) - 1, NEW, policy=policy)
+    for _ in range(2):
+        assert real.ask(PROMPT[BEHIND:], "scored", policy=policy).tokens == real.plain.generate(PROMPT[1:], whole)
+    assert real.ask(PROMPT[BEHIND:], "scored").tokens == real.wanted(PROMPT[1:])  # its rows serve all others too
+    with pytest.raises(ConfigurationError, match="policy = 'snapkv' needs no scores of a prefix, or none can be kept"):
+        real.add("other", ids, policy="snapkv")
 
 
 def test_parties_refuse_what_a_client_did_not_check(real: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,7 @@ from launch.cli.options import (
 )
 from launch.local.checks import check_suite
 from launch.terminal.console import byte_count, digits, err, out, print_json
+from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from launch.measure.load import LoadResult
@@ -30,6 +32,9 @@ ArrivalsOption = Annotated[
 ]
 PromptTokensOption = Annotated[int, typer.Option("--prompt", min=1, help="Tokens of each prompt, which are random.")]
 NewTokensOption = Annotated[int, typer.Option("--new", min=2, help="Tokens that each session generates.")]
+PlotOption = Annotated[
+    Path | None, typer.Option("--plot", help="A new PNG file: tokens of each session over time, and how waits are spread.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of prompts and of poisson arrivals.")]
 
 
@@ -44,6 +49,7 @@ def run(
     policy: PolicyOption = "full",
     suite_option: SuiteOptionsOption = None,
     seed: SeedOption = 1,
+    plot: PlotOption = None,
     as_json: JsonOption = False,
     insecure_trust_authority: TrustAuthorityOption = False,
 ) -> None:
@@ -60,6 +66,8 @@ def run(
 
     check_suite(suite)
     parse(policy)
+    if plot is not None and (plot.exists() or not plot.parent.is_dir()):
+        raise ConfigurationError(f"--plot {plot}: give a file that is not there yet, in a folder that is")
     load = Load(sessions, arrivals, prompt, new, seed)
     client = Client(load_role(config, "client", insecure_trust_authority))
     with err.status("asking the parties") as status:
@@ -71,6 +79,10 @@ def run(
             lambda done: status.update(f"{done} of {sessions} sessions are over"),
         )
         result = run_load(load, asked)
+    if plot is not None:
+        from launch.measure.load_plot import drawn
+
+        plot.write_bytes(drawn(result).png)
     if as_json:
         print_json(result.to_json())
     else:

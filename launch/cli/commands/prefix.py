@@ -63,6 +63,9 @@ def add(
     ] = None,
     suite: SuiteOption = DEFAULT_SUITE,
     suite_option: SuiteOptionsOption = None,
+    policy: Annotated[
+        str, typer.Option("--policy", help="Store the scores too that sessions with this policy begin with: h2o, locret.")
+    ] = "full",
     insecure_trust_authority: TrustAuthorityOption = False,
 ) -> None:
     """Register a prefix of a model, with the model owner's configuration; the parties compute and store its rows.
@@ -81,7 +84,8 @@ def add(
     settings = load_role(config, "model-owner", insecure_trust_authority)
     words = load_tokenizer(tokenizer, read_architecture(tokenizer))
     given = read_text_file(file, "--file") if file is not None else str(text)
-    prefix = PrefixText(name, words.encode(given), secret, SuiteSpec(suite, options=suite_options(suite_option)), words)
+    spec = SuiteSpec(suite, options=suite_options(suite_option))
+    prefix = PrefixText(name, words.encode(given), secret, spec, words, policy)
     known = "its text is shared among the parties" if secret else "its text is public"
     for one in [prefix] if split is None else prefix.split(split):
         with stages() as bar:
@@ -107,13 +111,15 @@ def show(
         print_json({"prefixes": [_as_json(reference, one) for reference, held in found.items() for one in held]})
         return
     table = Table(box=None, header_style="bold")
-    for column in ("prefix", "id", "model", "tokens", "suite", "options", "text"):
+    for column in ("prefix", "id", "model", "tokens", "suite", "options", "text", "scores"):
         table.add_column(column, overflow="fold")
     for reference, held in found.items():
         for one in held:
             options = " ".join(f"{key}={value}" for key, value in one.options.items())
             known = "secret" if one.text is None else "public"
-            table.add_row(one.name, one.prefix, reference.name, str(one.tokens), one.suite, options, known)
+            table.add_row(
+                one.name, one.prefix, reference.name, str(one.tokens), one.suite, options, known, one.scores or "-"
+            )
     out.print(table if any(found.values()) else "no prefix is registered at all parties; `mpcache prefix add` registers one")
 
 
@@ -128,6 +134,7 @@ def _as_json(reference: ModelReference, one: RegisteredPrefix) -> dict[str, obje
         "fraction_bits": one.fraction_bits,
         "options": dict(one.options),
         "public": one.text is not None,
+        "scores": one.scores or None,
         "token_ids": None if one.text is None else list(one.text),
     }
 

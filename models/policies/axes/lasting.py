@@ -35,6 +35,9 @@ class LastingScores(Scorer):
     def observation(self, tokens: int, layer: int) -> Observation:
         return Observation(features=True)
 
+    def begin(self, suite: Suite, state: EvictionState, scores: Value, most: int) -> None:
+        state.scores = suite.with_bound(scores, BOUND)
+
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Score the batch's tokens, behind those of the batches before. The scorer's rounds, and one."""
 

@@ -27,6 +27,10 @@ class RetainingHead(LastingScores):
 
     width: int
 
+    @property
+    def for_good(self) -> str:
+        return f"retaining {self.width}"
+
     def learned(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
         a = architecture
         features = (a.heads + 2 * a.kv_heads) * a.head_channels

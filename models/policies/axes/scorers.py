@@ -62,6 +62,16 @@ class Scorer(ABC):
         return 0
 
     @property
+    def for_good(self) -> str:
+        """Return the name of what it keeps of each token in `EvictionState.scores`, where that depends on no later token's
+        query but by adding to it, and is all that it keeps; else empty. Public."""
+        return ""
+
+    def begin(self, suite: Suite, state: EvictionState, scores: Value, most: int) -> None:
+        """Take scores [G, S] of tokens in front of a prompt, masked, which got `most` (public) attention at most; local."""
+        state.scores = scores
+
+    @property
     def own_layers(self) -> int:
         """Return behind how many layers all are asked the same; public."""
         return 0
@@ -113,6 +123,13 @@ class Accumulated(Scorer):
 
     sees_all: ClassVar[bool] = True
     every_token: ClassVar[bool] = True
+
+    @property
+    def for_good(self) -> str:
+        return "attention" if type(self) is Accumulated else ""
+
+    def begin(self, suite: Suite, state: EvictionState, scores: Value, most: int) -> None:
+        state.scores, state.most = suite.with_bound(scores, most + 1), most
 
     def observation(self, tokens: int, layer: int) -> Observation:
         return Observation(tokens)

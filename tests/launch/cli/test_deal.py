@@ -62,12 +62,12 @@ def test_json(command: Command, roles: Path, text_model: Path) -> None:
     out = roles / "out"
     found = command(
         *("deal", "--config", roles / "dealer.yaml", "--model", text_model, "--prompt", 3, "--tokens", 2, "--out", out),
-        *("--suite", "crypten", "--decoding", "logits", "--json"),
+        *("--suite", "crypten", "--decoding", "logits", "--prefix", 5, "--json"),
     )
     assert found.code == 0, found.err
     report = json.loads(found.out)
     assert found.out.count("\n") == 1
-    assert (report["prompts"], report["new_tokens"], report["sessions"]) == ([3], 2, 1)
+    assert (report["prompts"], report["new_tokens"], report["sessions"], report["prefix"]) == ([3], 2, 1, 5)
     assert len(report["session_seconds"]) == 1
     for name, party in report["parties"].items():
         assert Path(party["folder"]) == out / name
@@ -83,6 +83,10 @@ def test_json(command: Command, roles: Path, text_model: Path) -> None:
         ({"--decoding": "beam"}, r"--decoding 'beam' is unknown; choose one of: greedy, sample, logits"),
         ({"--suite": "plain"}, r"suite 'plain' keeps nothing secret"),
         ({"--tokens": "99"}, r"need .* positions, the model has 48"),
+        ({"--prefix": "60"}, r"= 3 behind 60 tokens of registered texts and .* the model has 48; register a shorter text"),
+        ({"--chunks": "4,b"}, r"--chunks 4,b: lengths of texts in tokens, separated by commas, such as 64,64"),
+        ({"--again": "2"}, r"--again and --candidates say how --chunks are read"),
+        ({"--decoding": "rows"}, r"new_tokens = 2 does not go with decoding 'rows': .*; leave it out, or give 1"),
         ({"--out": "certificates"}, r"--out .*certificates exists and is not an empty folder: choose another one"),
         ({"--model": "nowhere"}, r"--model nowhere is no folder here"),
     ],

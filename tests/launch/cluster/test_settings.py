@@ -12,8 +12,11 @@ import yaml
 
 from launch.cluster import connection
 from launch.cluster.settings import DealerSettings, load_cluster
+from launch.cluster.worker import SpecText
 from launch.local.ports import free_ports
 from mpc.errors import ConfigurationError, EnvironmentProblem
+from parties.tapes.deal import DealSpec
+from protocols.registry import SuiteSpec
 
 DEALERS = {"config": "dealer.yaml", "model": "gpt2", "prompts": [5], "tokens": 3, "out": "out"}
 
@@ -40,6 +43,14 @@ def test_what_a_file_says(tmp_path: Path) -> None:
     assert found.out == tmp_path / "out"
     assert (found.workers, found.most_workers, load_cluster(path).cpus) == (8, 4, 4)
     assert load_cluster(written(tmp_path, {}, address="10.0.0.5:6379")).address == "10.0.0.5:6379"
+
+
+def test_what_a_worker_is_told_is_what_is_dealt(tmp_path: Path) -> None:
+    found = dealers_of(written(tmp_path, {"prefix": 7, "padded": False, "policy": "snapkv"}))
+    assert (found.prefix, found.padded) == (7, False)
+    for more in ({"behind": 7, "policy": "snapkv"}, {"padded": True}):
+        spec = DealSpec([5, 6], 3, 2, SuiteSpec("masked"), **more)
+        assert SpecText.model_validate_json(SpecText.of(spec).model_dump_json()).spec() == spec
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from launch.cli.main import app
+from launch.measure import load_plot
+from launch.measure.drawing import Plot
 from launch.measure.load import Asked, Load, LoadResult, Seen, percentiles, run_load
 from mpc.errors import ConfigurationError
 from protocols.registry import SuiteSpec
@@ -65,6 +68,24 @@ def test_figures_of_a_result() -> None:
     assert (found["rounds"], found["shared_rounds"], found["share_of_rounds_shared"]) == (60, 45, 0.75)
 
 
+def test_the_picture_shows_each_session_and_all_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [Seen(0.0, [1.0, 2.0, 4.0]), Seen(1.0, [1.5, 2.0, 3.0]), Seen(2.0, error="busy", message="party0 is busy")]
+    figures: list[Any] = []
+    monkeypatch.setattr(load_plot, "png_of", lambda figure: figures.append(figure) or b"png")
+    found = load_plot.drawn(LoadResult(Load(3), seen, 5.0))
+    assert found == Plot(b"png", "2 of 3 sessions, arrivals together, 32 tokens of prompt, 8 new ones")
+    sessions, waits = figures[0].axes
+    rows = [(list(line.get_xdata()), list(line.get_ydata())) for line in sessions.lines]
+    assert rows[:3] == [([0.0, 1.0], [0, 0]), ([2.0, 4.0], [0, 0]), ([1.0], [0])]
+    assert rows[3:] == [([1.0, 2.5], [1, 1]), ([3.0, 4.0], [1, 1]), ([2.5], [1]), ([2.0], [2])]
+    steps, marks, between, _ = [(list(line.get_xdata()), list(line.get_ydata())) for line in waits.lines]
+    assert steps == ([1.0, 1.0, 1.5], [0.0, 0.5, 1.0])
+    assert marks == ([1.0, 1.5, 1.5], [0.5, 0.9, 0.99])
+    assert between == ([0.5, 0.5, 1.0, 1.0, 2.0], [0.0, 0.25, 0.5, 0.75, 1.0])
+    nobody = load_plot.drawn(LoadResult(Load(1), [seen[2]], 1.0))
+    assert nobody.caption.startswith("0 of 1 sessions")
+
+
 def test_a_load_test_against_running_parties(tmp_path: Path) -> None:
     toy = Toy()
     toy.before_round = slow(0.02)
@@ -89,6 +110,11 @@ def test_a_load_test_against_running_parties(tmp_path: Path) -> None:
         shown = CliRunner().invoke(app, [*arguments, "--arrivals", "every:0.1"])
         assert shown.exit_code == 0, shown.output
         assert "2 of 2 sessions, 4 tokens in" in shown.stdout
-        record = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+        plot = ["--plot", str(tmp_path / "load.png")]
+        record = json.loads(CliRunner().invoke(app, [*arguments, *plot, "--json"]).stdout)
+        assert (tmp_path / "load.png").read_bytes().startswith(b"\x89PNG")
+        again = CliRunner().invoke(app, [*arguments, *plot])
+        assert isinstance(again.exception, ConfigurationError)
+        assert "load.png: give a file that is not there yet" in str(again.exception)
         assert record["load"]["arrivals"] == "together"
         assert len(record["sessions"]) == 2

@@ -24,6 +24,8 @@ SPECS = {
     "behind": DealSpec([5], 3, policy="snapkv:budget=0.5,window=4", behind=9),
     "chunks": DealSpec([5], 2, behind=3, chunks=ChunkPlan((4, 4), 1, among=3)),
     "registering": DealSpec([7], 1, decoding="rows"),
+    "registering with scores": DealSpec([9], 1, decoding="rows", policy="h2o:budget=0.5"),
+    "behind scores": DealSpec([5], 3, policy="h2o:budget=0.5", behind=9),
     "padded": DealSpec([8], 2, padded=True),
 }
 
