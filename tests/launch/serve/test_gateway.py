@@ -44,6 +44,11 @@ def test_models(gateway: Running) -> None:
     with pytest.raises(openai.NotFoundError, match="no such model is served here; served: tiny") as caught:
         client.models.retrieve("other")
     assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError, match="no model is named: GET /v1/models lists them"):
+        client.get("/models/", cast_to=object)
+    with pytest.raises(openai.BadRequestError, match="is no encoder|is a decoder|decoder") as refused:
+        client.embeddings.create(model="tiny", input="ab")
+    assert refused.value.param == "model"
 
 
 def test_completions(gateway: Running) -> None:
