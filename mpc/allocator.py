@@ -14,14 +14,23 @@ _MAPPED = 1 << 30  # bytes from which on memory is mapped, and given back when i
 _KEPT = (1 << 31) - 1  # bytes free at the end of the arena that stay with the process, until `give_back`
 
 
-def settle() -> None:
-    """Let all threads of this process allocate from one arena, so that what one has freed serves the others, and keep what
-    is freed until `give_back`. To be called before there are many threads; does nothing where the C library has no such
-    call."""
+def one_arena() -> None:
+    """Let all threads of this process allocate from one arena, so that what one has freed serves the others. To be called
+    before there are many threads; does nothing where the C library has no such call."""
+    _set(_ARENA_MAX, 1)
+
+
+def keep_freed() -> None:
+    """Keep what is freed until `give_back`, for a process that computes on shares. Does nothing where the C library has no
+    such call."""
+    _set(_MMAP_THRESHOLD, _MAPPED)
+    _set(_TRIM_THRESHOLD, _KEPT)
+
+
+def _set(name: int, value: int) -> None:
     option = getattr(ctypes.CDLL(None), "mallopt", None)
     if option is not None:
-        for name, value in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, _MAPPED), (_TRIM_THRESHOLD, _KEPT)):
-            option(name, value)
+        option(name, value)
 
 
 def give_back() -> None:

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from launch.local import processes
-from mpc import allocator
 from tests import covering, forked, predictions
 from tests.devices import NAMES, STAND_IN, computing_on
 
@@ -34,7 +33,6 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 def pytest_configure(config: pytest.Config) -> None:
     """Say what the marker means, and share the cores among the workers."""
-    allocator.settle()
     config.addinivalue_line("markers", "cuda: runs on a GPU, and is skipped where there is none")
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
         threads = max(1, (os.cpu_count() or 1) // int(workers))

@@ -56,7 +56,6 @@ from launch.terminal.console import (
     write,
 )
 from launch.terminal.helping import Commands
-from mpc import allocator
 
 app = Commands(
     help="Private language-model inference on secret shares.",
@@ -123,7 +122,6 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a check failed, 2 an error or wrong usage, 3 an answer ended because a value left
     its range, 130 Ctrl-C, 141 the reader of its output left, 143 terminated."""
     signals.install()
-    allocator.settle()
     Settings.as_json = Settings.answered = False
     replace_what_cannot_be_written()
     end_without_reader()

@@ -118,7 +118,8 @@ class TapeWorker:
                 f"node {node} does not see {order.root}: dealers need the folder 'out' at the same path on every node, on a "
                 "file system of the dealer's own"
             )
-        allocator.settle()
+        allocator.one_arena()
+        allocator.keep_freed()
         torch.set_num_threads(order.threads)
         torch.set_grad_enabled(False)
         config = load_config(order.config)

@@ -212,7 +212,10 @@ def process(
     supervision.end_with_parent()
     from launch.measure.bench.plan import DEALER, BenchPlan
     from launch.measure.bench.worker import run_dealer, run_party
+    from mpc import allocator
 
+    allocator.one_arena()
+    allocator.keep_freed()
     if name == DEALER:
         run_dealer(folder)
     else:

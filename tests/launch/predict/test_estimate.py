@@ -217,7 +217,7 @@ def test_shapes_are_the_public_ones(tmp_path: Path) -> None:
 
 
 def test_shapes_that_do_not_exist() -> None:
-    with pytest.raises(ConfigurationError, match=r"shape 'gpt3' is neither .* gpt2-xl"):
+    with pytest.raises(ConfigurationError, match=r"model 'gpt3' is neither .* gpt2-xl"):
         find_shape("gpt3")
     with pytest.raises(ConfigurationError, match=r"layers = 5: the shape has 4 layers"):
         with_layers(SHAPES["tiny"], 5)

@@ -46,7 +46,7 @@ def test_models(gateway: Running) -> None:
     assert caught.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError, match="no model is named: GET /v1/models lists them"):
         client.get("/models/", cast_to=object)
-    with pytest.raises(openai.BadRequestError, match="is no encoder|is a decoder|decoder") as refused:
+    with pytest.raises(openai.BadRequestError, match="is a decoder, which has neither") as refused:
         client.embeddings.create(model="tiny", input="ab")
     assert refused.value.param == "model"
 

@@ -108,7 +108,7 @@ class StandIn(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Functions of the host first; the rest goes on to `__torch_dispatch__` where torch lets it."""
-        if Deferred in types:
+        if Deferred in types or any(isinstance(x, Deferred) for x in args):
             return Deferred.__torch_function__(func, types, args, kwargs)
         if not all(issubclass(x, Tensor) for x in types):
             return NotImplemented  # tensors without content, which know what to do with others
