@@ -3,7 +3,7 @@
 With its defaults every thread may get an arena of its own, and what one session has freed serves no other one: a party of a
 small model held twice the memory that it used, and more with every session. And numbers of 32 MiB or more are mapped and
 unmapped each time: the system fills every new page of theirs with zeros, which takes longer than to compute what is written
-there. Of a prompt of 128 tokens of GPT-2 that was a third of all processor time."""
+there. Of a prompt of 128 tokens of GPT-2 that was a third of a dealer's processor time, and a tenth of a party's."""
 
 from __future__ import annotations
 
