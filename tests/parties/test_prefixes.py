@@ -37,7 +37,7 @@ class Running:
     def __init__(self, folder: Path, parties: int, **settings: Any) -> None:
         random_checkpoints.save("gpt2", folder / "checkpoint", layers=1)
         self.plain = PlainModel(load_checkpoint(folder / "checkpoint"))
-        self.deployment = Deployment(folder, parties, **{"deadline_seconds": 60, **settings})
+        self.deployment = Deployment(folder, parties, **{"deadline_seconds": 60, "resume_seconds": 20, **settings})
 
     def share(self) -> Running:
         self.model = self.deployment.share(self.deployment.folder / "checkpoint", "tiny")
