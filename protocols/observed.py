@@ -15,7 +15,7 @@ from mpc.constants import placed
 from protocols.value import Value
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Observed:
     """The queries of an attention with queries [G, R T, C] whose probabilities are added up, public.
 
@@ -108,7 +108,7 @@ class Observed:
         return x.reshape(x.shape[0] * x.shape[1], x.shape[2])[flat].reshape(*self.rows.shape, x.shape[2])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Attended:
     """What an observed attention gives. out [G, R T, C], where values were given. mass [M, S]: what each cached token got
     from the observed queries; squares [M, S]: the sum of its squares, late [M, S]: what the late ones gave, where they were

@@ -22,7 +22,7 @@ def never() -> int | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RowTensors:
     """What a party holds of a cached value [G, S, C]. Secret: masked values with shares of their masks, or shares.
 

@@ -127,7 +127,7 @@ class Part:
     total: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OutputShare:
     """One party's share of a result, for the one receiver who is to learn it.
 

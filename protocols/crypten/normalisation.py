@@ -82,7 +82,7 @@ def sums_of_squares(s: CryptenSession, x: Tensor, cut: int) -> tuple[Tensor, Ten
     return exact_sum, coarse_sum
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rows:
     """Rows that are normalised: a share [..., D], its fraction bits, log2 of what their norms stay below, and the kind of
     range flag that is set beyond."""

@@ -61,7 +61,7 @@ def query_limit(channels: int) -> int:
     return 30 - KEY_LIMIT - (pieces - 1).bit_length()
 
 
-@dataclass
+@dataclass(repr=False)
 class Ranges:
     """What a session has seen of its ranges since the last `words`.
 

@@ -53,7 +53,7 @@ class Factor:
     frac: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Choice:
     """A bit that was opened masked: opened is the bit xor rho, public at a party; rho is whole at the dealer."""
 
@@ -61,7 +61,7 @@ class Choice:
     rho: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Term:
     """A number that the dealer knows times a public one: -1, or 2^shift w with public bits w (None at other roles)."""
 
@@ -77,7 +77,7 @@ class _Term:
         return (x if self.w is None else _where(self.w, x)) << self.shift
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Lifted:
     """x as a sum: public words (a tensor where signed words hold them), and terms of shape `shape`."""
 

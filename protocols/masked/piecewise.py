@@ -33,7 +33,7 @@ from protocols.masked.shares import Masked, Shared
 POWER_BITS = 12  # default fraction bits of the public powers of m_lo
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Piecewise:
     """A function on the signed (or unsigned) range of a ring, as polynomials on 2^high equal segments.
 

@@ -17,7 +17,7 @@ from mpc.constants import placed
 from mpc.errors import RangeError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rows:
     """Public positions of a [..., columns] tensor that take part, in row-major order; all leading axes are rows."""
 

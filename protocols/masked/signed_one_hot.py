@@ -30,7 +30,7 @@ from protocols.masked.one_hot import deal_scaled, digit
 from protocols.masked.shares import Masked, Shared
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SignedOneHot:
     """A signed one-hot vector of the digit of a masked value.
 

@@ -43,7 +43,7 @@ DIGIT_BITS = 4
 MAX_COUNT_BITS = 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Candidates:
     """Which values agree with the threshold's digits so far: the bit is opened ^ rho, opened is public, rho XOR-shared."""
 

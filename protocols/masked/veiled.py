@@ -55,6 +55,9 @@ class Veiled:
     frac: int
     veil: Known
 
+    def __repr__(self) -> str:
+        return f"Veiled(shape={list(self.shape)}, ring=2^{self.bits}, fraction bits={self.frac})"
+
     @property
     def shape(self) -> torch.Size:
         """Public shape."""
