@@ -1,9 +1,10 @@
 """Sessions in step: what several sessions exchange in a round leaves in one message for each peer.
 
 A `StepGroup` is one party's end. Each session in it is a `StepMember` and runs its program in a thread of its own, one at a
-time: it has the turn until it waits for an exchange. Once nobody computes any more, all that is waiting leaves as the
-group's message of this round, one to each peer; once every peer's message of the round is here, those whose exchange is
-whole go on. So all members move on together, whatever suite they compute with, and each keeps its tape, ledger and client.
+time: it has the turn until it waits for an exchange, or for a product that others may ask for, too (`together`). Once nobody
+computes any more, products that several ask of one matrix are made as one; then all that is waiting leaves as the group's
+message of this round, one to each peer; once every peer's message of the round is here, those whose exchange is whole go
+on. So all members move on together, whatever suite they compute with, and each keeps its tape, ledger and client.
 
 A message lists its sections: (member's number, number of its exchange, bytes), then their bytes; where a party sends a peer
 nothing in an exchange, the section has none. Nothing is agreed on beforehand: a member whose section a peer has not sent yet
@@ -20,31 +21,24 @@ Leaks: to the parties, which sessions exchange in which round and how much: shap
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import islice
 from typing import Protocol
 
-from mpc.errors import MpcacheError, PeerLost, PeerSilent, WireError
+from torch import Tensor
 
-HEADER = struct.Struct("<II")  # round, sections
-SECTION = struct.Struct("<III")  # member, exchange, bytes
+from mpc.errors import MpcacheError, PeerLost, PeerSilent, WireError
+from mpc.joint_products import Products
+from mpc.step_messages import overhead, packed, sections_of
+
 LOOK_SECONDS = 1.0
 STEP = "sessions in step"
-
-
-def overhead(sections: int) -> int:
-    """Return the bytes of a message of so many sections that belong to none of them.
-
-    >>> overhead(8)
-    104
-    """
-    return HEADER.size + SECTION.size * sections
 
 
 class Trunk(Protocol):
@@ -79,9 +73,20 @@ class StepCosts:
 class _State(Enum):
     AWAY = auto()  # nobody waits for it
     RUNNING = auto()  # it computes, or waits for its turn
+    ASKING = auto()  # it waits until nobody computes, for a product that others may ask for as well
+    ALIGNED = auto()  # it waits, between two tokens, for those that are within one
     POSTED = auto()  # what it sends leaves with the next message
     SENT = auto()
     GONE = auto()
+
+
+@dataclass
+class _Asked:
+    """A product that a member asks for. found: its rows, None until they are computed, and for ever if that failed."""
+
+    key: Hashable
+    rows: Tensor
+    found: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,9 @@ class StepMember:
         self.shared_rounds = 0
         self.state = _State.AWAY
         self.posted = _Exchange()
+        self.asked: _Asked | None = None
+        self.decodes = False  # it has begun to
+        self.late = False  # a round went by without a peer's section of its exchange
         self.arrived: dict[int, deque[tuple[int, bytes]]] = {peer: deque() for peer in group.trunk.peers}
         self.turn = threading.Condition(group.lock)
         self._group = group
@@ -132,6 +140,37 @@ class StepMember:
             self._await_turn()
             return {peer: self._received(peer, size) for peer, size in incoming.items()}
 
+    def align(self) -> None:
+        """Before each token: wait until no other session is within one. Once they begin a token together, sessions ask for
+        the same products at the same time. Raises as `exchange`."""
+        with self._group.lock:
+            self._check()
+            self.decodes = True
+            self._group.rest(self, _State.ALIGNED)
+            self._await_turn()
+
+    def together(self, key: Hashable, rows: Tensor, products: Products) -> Tensor:
+        """Return the product of `rows`, made with those of all members that ask under this key before the group's next
+        message: by the first of them, for all. Raises as `exchange`."""
+        with self._group.lock:
+            self._check()
+            asked = self.asked = _Asked(key, rows)
+            self._group.rest(self, _State.ASKING)
+            self._await_turn()
+            members = [] if asked.found is not None else self._group.asking(key, self)
+            self.state, self.asked = _State.RUNNING, None
+        if asked.found is not None:
+            return asked.found
+        others = [one for member in members if (one := member.asked) is not None]
+        try:
+            asked.found, *found = products([rows, *(one.rows for one in others)])
+            for one, rows_found in zip(others, found, strict=True):
+                one.found = rows_found
+        finally:
+            with self._group.lock:
+                self._group.answered(members)
+        return asked.found
+
     @contextmanager
     def away(self) -> Iterator[None]:
         """Let the others go on without this member while it waits for something else than a peer."""
@@ -154,6 +193,10 @@ class StepMember:
     def missing(self) -> int | None:
         """Return a peer whose section of the posted exchange is not here, None without one."""
         return next((peer for peer, size in self.posted.incoming.items() if size and not self.arrived[peer]), None)
+
+    def within_token(self) -> bool:
+        """Whether it has begun a token that goes on with the next rounds."""
+        return self.decodes and not self.late and self.state in (_State.POSTED, _State.SENT)
 
     def _await_turn(self) -> None:
         """Wait until this member has the turn. Raises the session's error, the group's, or `PeerSilent`."""
@@ -240,9 +283,20 @@ class StepGroup:
 
     def give_turn(self, member: StepMember) -> None:
         """Let a member compute, now or after those that wait already."""
-        member.state = _State.RUNNING
+        member.state, member.late = _State.RUNNING, False
         self._turns.append(member)
         self._pass_on()
+
+    def asking(self, key: Hashable, first: StepMember) -> list[StepMember]:
+        """Return the other members that wait for a product under this key, and for no turn yet."""
+        waiting = (m for m in self._members.values() if m is not first and m.state is _State.ASKING)
+        return [m for m in waiting if m not in self._turns and m.asked is not None and m.asked.key == key]
+
+    def answered(self, members: list[StepMember]) -> None:
+        """Let members go on whose product was made, or is theirs to make."""
+        for member in members:
+            if member.state is _State.ASKING and member not in self._turns:
+                self._turns.append(member)
 
     def rest(self, member: StepMember, state: _State) -> None:
         """Let a member that has computed, or waits to, do so no more."""
@@ -251,15 +305,21 @@ class StepGroup:
             self._turns.remove(member)
         if self.holder is member:
             self.holder = None
-            self._pass_on()
+        self._pass_on()
 
     def forget(self, member: StepMember) -> None:
         """Let a member be gone."""
-        self.rest(member, _State.GONE)
         self._members.pop(member.number, None)
+        self.rest(member, _State.GONE)
         self.trunk.wake()
 
     def _pass_on(self) -> None:
+        if self.holder is None and not self._turns:
+            self._turns.extend(islice((m for m in self._members.values() if m.state is _State.ASKING), 1))
+        if self.holder is None and not self._turns and not any(m.within_token() for m in self._members.values()):
+            for member in [m for m in self._members.values() if m.state is _State.ALIGNED]:
+                member.state = _State.RUNNING
+                self._turns.append(member)
         if self.holder is None and self._turns:
             self.holder = self._turns.popleft()
             self.holder.turn.notify()
@@ -294,8 +354,7 @@ class StepGroup:
     def _message(self, peer: int, posted: list[StepMember]) -> bytes:
         sections = [(m.number, m.posted.number, m.posted.outgoing.get(peer, b"")) for m in posted]
         self.costs.overhead_bytes += overhead(len(sections))
-        lists = [SECTION.pack(number, exchange, len(payload)) for number, exchange, payload in sections]
-        return b"".join([HEADER.pack(self.costs.rounds, len(sections)), *lists, *(payload for *_, payload in sections)])
+        return packed(self.costs.rounds, sections)
 
     def _complete(self) -> bool:
         """End the round if all messages are here: let those go on whose exchange is whole. False if some are not."""
@@ -310,23 +369,13 @@ class StepGroup:
                 member = self._members[number]
                 if member.state is _State.SENT and member.missing() is None:
                     self.give_turn(member)
+                elif member.state is _State.SENT:
+                    member.late = True
+            self._pass_on()
             return True
 
     def _take(self, peer: int, message: bytes) -> None:
         """Hand the sections of a peer's message to the members; those of sessions that are over here are dropped."""
-        name, view = self.trunk.names[peer], memoryview(message)
-        if len(view) < HEADER.size:
-            raise WireError(f"{name} sent {len(view)} bytes where a message of sessions in step was expected")
-        made, count = HEADER.unpack_from(view)
-        start = overhead(count)
-        if made != self.costs.rounds or len(view) < start:
-            raise WireError(f"{name} sent round {made} of {count} sections where round {self.costs.rounds} was expected")
-        for place in range(count):
-            number, exchange, size = SECTION.unpack_from(view, overhead(place))
-            if len(view) < start + size:
-                raise WireError(f"{name} sent a message of {len(view)} bytes whose sections take more")
-            if size and number in self._members:
-                self._members[number].arrived[peer].append((exchange, bytes(view[start : start + size])))
-            start += size
-        if start != len(view):
-            raise WireError(f"{name} sent a message of {len(view)} bytes whose sections take {start}")
+        for number, exchange, payload in sections_of(self.trunk.names[peer], message, self.costs.rounds):
+            if payload and number in self._members:
+                self._members[number].arrived[peer].append((exchange, payload))

@@ -25,7 +25,7 @@ from mpc.device.digits import DigitMatrix
 from mpc.shape_tensor import broadcast
 
 _EXACT = 53  # a float64 holds every integer below 2^53
-_FEW_ROWS = 8
+_FEW_ROWS = 12
 _LIMB_ENTRIES = 1 << 22  # elements of a factor that is split into limbs at a time
 _SMALL = 1 << 18  # multiply-adds
 _DEEP = 256  # inner length from which bytes pay in rings above 32 bits ...
@@ -103,14 +103,16 @@ def limb_matmul(a: Tensor, b: Tensor | DigitMatrix, bits: int = RING_BITS) -> Te
 
 
 def _few_rows(a: Tensor, b: Tensor) -> Tensor:
-    """Return `a @ b` modulo 2^64 (2^32 for int32 b), few rows: one pass over b per row, in the order in which it lies in
-    memory.
+    """Return `a @ b` modulo 2^64 (2^32 for int32 b), few rows: one pass over a matrix b that lies by columns, else one for
+    each row, in the order in which it lies in memory.
 
     a: [..., M, K], b: [..., K, N] with neighbouring elements along K or along N; leading axes broadcast. torch's own integer
     product walks through a row-major b column by column, which takes several times as long.
     """
     by_columns = b.stride(-2) == 1
     matrix = b.transpose(-1, -2).numpy() if by_columns else b.numpy()
+    if by_columns and a.dim() == b.dim() == 2 and len(a) > 1:
+        return torch.from_numpy(_dots_of_rows(matrix, a.to(b.dtype).numpy()).T).to(torch.int64)
     dots = _dots if by_columns else _weighted_rows
     rows = [torch.from_numpy(dots(matrix, row.numpy())).to(torch.int64) for row in a.to(b.dtype).unbind(-2)]
     return rows[0][..., None, :] if len(rows) == 1 else torch.stack(rows, -2)
@@ -124,6 +126,15 @@ def _dots(columns: np.ndarray, row: np.ndarray) -> np.ndarray:
     out = np.einsum("...nk,...k->...n", columns[..., :_PIECE], row[..., :_PIECE])
     for start in range(_PIECE, depth, _PIECE):
         out += np.einsum("...nk,...k->...n", columns[..., start : start + _PIECE], row[..., start : start + _PIECE])
+    return np.asarray(out)
+
+
+def _dots_of_rows(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Multiply [N, K] by rows [R, K] to [N, R], while a column is in the cache."""
+    pieces = [slice(start, start + _PIECE) for start in range(0, rows.shape[-1], _PIECE)]
+    out = np.einsum("nk,rk->nr", columns[:, pieces[0]], rows[:, pieces[0]])
+    for piece in pieces[1:]:
+        out += np.einsum("nk,rk->nr", columns[:, piece], rows[:, piece])
     return np.asarray(out)
 
 

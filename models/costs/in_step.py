@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.costs.tracing import Costs
-from mpc.in_step import overhead
+from mpc.step_messages import overhead
 
 
 @dataclass(frozen=True)

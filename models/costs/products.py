@@ -11,7 +11,7 @@ from torch import Tensor
 from mpc.ledger import current
 from protocols.suite import Linear, Part, Suite, Value
 
-FEW_ROWS = 8  # products with fewer rows run at the speed of memory (see mpc.ring)
+FEW_ROWS = 12  # products with fewer rows run at the speed of memory (see mpc.ring)
 
 # Ring products that a party computes for one product of a secret with a secret: with the opened value and with the mask.
 RING_PRODUCTS = {"masked": 2, "crypten": 2}

@@ -35,7 +35,7 @@ class ClientEndpoint:
     stream: the client's. ledger: the session's. emitted: outputs so far; tokens: of them, as far as is known here.
     kept_rows: of drafted steps.
     tell_dealer(request): passes on what the dealer must know to go on, once there is one. away(): what is held while the
-    client is waited for, so that sessions in step with this one go on.
+    client is waited for, so that sessions in step with this one go on. between(): called before each token but the first.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class ClientEndpoint:
         self.kept_rows = KeptRows(session.check)
         self.tell_dealer: Callable[[wire.TapeRequest], None] = lambda request: None
         self.away: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.between: Callable[[], None] = lambda: None
         self._manifest = session.manifest
         self._last = config.index == len(session.manifest.parties) - 1
         self._device = config.device
@@ -76,7 +77,9 @@ class ClientEndpoint:
         name = "draft" if self._manifest.draft else "token"
         self.session.step = f"waiting for the client's {name} after output {step}"
         with self.away():
-            return self._take(name, step, (count,))
+            found = self._take(name, step, (count,))
+        self.between()
+        return found
 
     def kept(self, step: int, rows: int) -> int:
         """Wait for how many of the drafted rows of output `step` stay, and let the dealer know. Public."""
@@ -138,6 +141,8 @@ class ClientEndpoint:
         if step == 0:
             self.session.trace.stage("decode")
             give_back()  # a prompt works on more than a token
+        if not asks and self.emitted < self._manifest.plan.new_tokens:
+            self.between()
         return True
 
     def _count(self, tokens: int) -> None:

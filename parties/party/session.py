@@ -13,6 +13,7 @@ import torch
 
 from models.architectures import parse_description
 from mpc.in_step import StepMember
+from mpc.joint_products import joined
 from mpc.ledger import Ledger
 from mpc.random import Prg
 from mpc.ranks import Ranks
@@ -232,12 +233,14 @@ class PartySession(ServedSession):
         if (member := self._member) is not None:
             member.enter()
             channel.member = member
+            self.endpoint.between = member.align
         self._pager = suite.pager = self._memory.pager(self.id)
         self.endpoint.away = self._away
-        if self._registering is None:
-            self._program.run(suite, weights, prompt, self.endpoint)
-            return
-        self._program.run(suite, weights, prompt, self.endpoint, self._registering.keep)
+        with joined(self._member):
+            if self._registering is None:
+                self._program.run(suite, weights, prompt, self.endpoint)
+                return
+            self._program.run(suite, weights, prompt, self.endpoint, self._registering.keep)
         self._registering.finish(self.endpoint, self.role, prompt)
 
     @contextmanager

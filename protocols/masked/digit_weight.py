@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mpc import ring
+from mpc import joint_products, ring
 from mpc.device.digits import DigitMatrix
 from mpc.shape_tensor import shape_tensor
 from protocols.masked.product import FixedWeight
@@ -77,4 +77,4 @@ class DigitWeight(FixedWeight):
 
 def _times(matrix: DigitMatrix | None, rows: Tensor, bits: int, rows_bits: int = ring.RING_BITS) -> Tensor:
     assert matrix is not None, "a product with what this role does not have"
-    return ring.matmul(rows, matrix, bits, rows_bits)
+    return joint_products.matmul(rows, matrix, bits, rows_bits)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mpc import ring
+from mpc import joint_products, ring
 from protocols.masked.context import Context, require
 from protocols.masked.shares import Masked, Shared
 
@@ -79,11 +79,11 @@ class FixedWeight:
 
     def times_own(self, rows: Tensor, bits: int, rows_bits: int = ring.RING_BITS) -> Tensor:
         """Return rows [..., in] times this party's share of W modulo 2^bits. rows_bits: as `left_bits` of `ring.matmul`."""
-        return ring.matmul(rows, self.own, bits, rows_bits)
+        return joint_products.matmul(rows, self.own, bits, rows_bits)
 
     def times_m(self, rows: Tensor, bits: int) -> Tensor:
         """Return rows [..., in] times W + lam modulo 2^bits."""
-        return ring.matmul(rows, self.m, bits)
+        return joint_products.matmul(rows, self.m, bits)
 
     def times_mask(self, rows: Tensor, bits: int, rows_bits: int = ring.RING_BITS) -> Tensor:
         """Return rows [..., in] times lam modulo 2^bits, at the dealer. rows_bits: as `left_bits` of `ring.matmul`."""

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from mpc.errors import MpcacheError, PeerLost, PeerSilent, WireError
-from mpc.in_step import HEADER, SECTION, StepGroup, StepMember, overhead
+from mpc.in_step import StepGroup, StepMember
+from mpc.step_messages import HEADER, SECTION, overhead
 from tests.mpc.memory_trunk import MemoryTrunk, memory_trunks
 
 ROUNDS = 5
@@ -179,6 +180,64 @@ def test_a_session_that_waits_for_its_client_at_one_party_holds_nobody_up() -> N
         found.start()
     assert found.results(1) == [expected(1, 2)] * 2
     assert found.results(2) == [expected(2, 2, 30)] * 2
+
+
+def token_by_token(number: int, prompt: int, tokens: int) -> Callable[[StepMember, int], list[int]]:
+    """Return a program of a prompt of so many rounds and of tokens of five: the group's round when each token begins."""
+
+    def program(member: StepMember, party: int) -> list[int]:
+        sums(number, 2, prompt)(member, party)
+        begun = []
+        for _ in range(tokens):
+            member.align()
+            begun.append(member._group.costs.rounds)
+            assert sums(number, 2)(member, party) == expected(number, 2)
+        return begun
+
+    return program
+
+
+def test_sessions_begin_their_tokens_together() -> None:
+    with running(2) as found:
+        found.session(1, token_by_token(1, 1, 5))
+        found.session(2, token_by_token(2, 4, 4))
+        found.session(3, token_by_token(3, 12, 2))
+        wait_until(lambda: all(group.all_posted(3) for group in map(View, found.groups)))
+        found.start()
+    assert found.results(1) == [[1, 6, 11, 16, 21]] * 2
+    assert found.results(2) == [[6, 11, 16, 21]] * 2
+    assert found.results(3) == [[16, 21]] * 2
+
+
+def test_who_is_late_or_gone_within_a_token_holds_no_other_token_up() -> None:
+    released = threading.Event()
+
+    def late(member: StepMember, party: int) -> list[int]:
+        member.align()
+        sums(1, 2, 2)(member, party)
+        if party == 1:
+            with member.away():
+                assert released.wait(10)
+        return sums(1, 2)(member, party)
+
+    def fails(member: StepMember, party: int) -> list[int]:
+        member.align()
+        sums(3, 2, 3)(member, party)
+        raise WireError("gone")
+
+    def goes_on(member: StepMember, party: int) -> list[int]:
+        found = token_by_token(2, 2, 6)(member, party)
+        released.set()
+        return found
+
+    with running(2) as found:
+        found.session(1, late)
+        found.session(2, goes_on)
+        found.session(3, fails)
+        found.start()
+    assert found.results(1) == [expected(1, 2)] * 2
+    assert [len(begun) for begun in found.results(2)] == [6, 6]
+    assert [str(error) for error in found.results(3)] == ["gone"] * 2
 
 
 def test_messages_that_only_some_parties_send_stay_in_step() -> None:

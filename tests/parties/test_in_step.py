@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mpc.errors import ConfigurationError, MpcacheError, PeerLost
-from mpc.in_step import overhead
+from mpc.step_messages import overhead
 from parties.client.cancellation import Cancellation
 from parties.client.client import GenerationResult
 from parties.errors import Busy

@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, PlainModel
+from mpc import joint_products
 from mpc.errors import CheckpointError, ConfigurationError, EnvironmentProblem, PermissionRefused
+from mpc.in_step import StepMember
+from mpc.joint_products import Products
 from parties.client.client import GenerationResult
 from parties.client.request import GenerationRequest
 from parties.client.sampling_params import SamplingParams
@@ -284,7 +288,21 @@ def test_values_that_left_their_range_keep_nothing(real: Running, tmp_path: Path
 
 
 @pytest.mark.parametrize("settings", [{"preprocessing": "on"}, {"limits": {"max_in_step": 3}}], ids=["ahead", "in-step"])
-def test_sessions_ahead_of_their_values_and_in_step(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_sessions_ahead_of_their_values_and_in_step(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions_of_products: list[int] = []
+    real = StepMember.together
+
+    def together(member: StepMember, key: Hashable, rows: Tensor, products: Products) -> Tensor:
+        def counted(asked: list[Tensor]) -> list[Tensor]:
+            sessions_of_products.append(len(asked))
+            return products(asked)
+
+        return real(member, key, rows, counted)
+
+    monkeypatch.setattr(StepMember, "together", together)
+    monkeypatch.setattr(joint_products, "LEAST_ENTRIES", 1)
     running = Running(tmp_path, 2, **settings)
     with running.deployment:
         running.share().add("terms")
@@ -300,4 +318,5 @@ def test_sessions_ahead_of_their_values_and_in_step(settings: dict[str, Any], tm
         for thread in threads:
             thread.join(120)
         assert found == {number: running.wanted(prompt) for number, prompt in enumerate(prompts)}
+        assert ("limits" in settings) == (max(sessions_of_products, default=0) > 1)
         assert running.ask(PROMPT[BEHIND:], "terms").tokens == running.wanted(PROMPT)

@@ -1,4 +1,4 @@
-"""What holds tensors of the protocols shows their shapes where it is printed, never a value: messages and logs are public."""
+"""What holds tensors of the protocols shows their shapes where it is printed, never a value: messages and logs are read."""
 
 from __future__ import annotations
 

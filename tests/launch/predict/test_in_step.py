@@ -14,7 +14,7 @@ from models.costs.estimation import estimate
 from models.costs.rates import Rates
 from models.costs.tracing import Setting
 from models.shapes import SHAPES
-from mpc.in_step import overhead
+from mpc.step_messages import overhead
 
 RATES = Rates(1e9, 4e9)
 
