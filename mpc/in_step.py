@@ -112,6 +112,7 @@ class StepMember:
         self.state = _State.AWAY
         self.posted = _Exchange()
         self.asked: _Asked | None = None
+        self.kind: Hashable = ()
         self.decodes = False  # it has begun to
         self.late = False  # a round went by without a peer's section of its exchange
         self.arrived: dict[int, deque[tuple[int, bytes]]] = {peer: deque() for peer in group.trunk.peers}
@@ -140,12 +141,12 @@ class StepMember:
             self._await_turn()
             return {peer: self._received(peer, size) for peer, size in incoming.items()}
 
-    def align(self) -> None:
-        """Before each token: wait until no other session is within one. Once they begin a token together, sessions ask for
-        the same products at the same time. Raises as `exchange`."""
+    def align(self, kind: Hashable = ()) -> None:
+        """Before each token: wait until no other session of this kind, whose tokens take as many rounds, is within one. Once
+        they begin a token together, sessions ask for the same products at the same time. Raises as `exchange`."""
         with self._group.lock:
             self._check()
-            self.decodes = True
+            self.kind, self.decodes = kind, True
             self._group.rest(self, _State.ALIGNED)
             self._await_turn()
 
@@ -316,8 +317,9 @@ class StepGroup:
     def _pass_on(self) -> None:
         if self.holder is None and not self._turns:
             self._turns.extend(islice((m for m in self._members.values() if m.state is _State.ASKING), 1))
-        if self.holder is None and not self._turns and not any(m.within_token() for m in self._members.values()):
-            for member in [m for m in self._members.values() if m.state is _State.ALIGNED]:
+        if self.holder is None and not self._turns:
+            within = {m.kind for m in self._members.values() if m.within_token()}
+            for member in [m for m in self._members.values() if m.state is _State.ALIGNED and m.kind not in within]:
                 member.state = _State.RUNNING
                 self._turns.append(member)
         if self.holder is None and self._turns:

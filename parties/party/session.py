@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -233,7 +234,9 @@ class PartySession(ServedSession):
         if (member := self._member) is not None:
             member.enter()
             channel.member = member
-            self.endpoint.between = member.align
+            plan = self.manifest.plan
+            kind = (plan.policy, plan.decoding, plan.draft)
+            self.endpoint.between = partial(member.align, kind)
         self._pager = suite.pager = self._memory.pager(self.id)
         self.endpoint.away = self._away
         with joined(self._member):
