@@ -143,6 +143,18 @@ def recall(model: PlainModel, cases: list[docs.Case], policy: str) -> float:
     return right / sum(len(case.names) for case in cases)
 
 
+def test_the_longer_model_reads_prompts_of_2048_tokens() -> None:
+    """One held-out prompt, 16 questions; at 4,096 tokens see docs/quality/memory_long."""
+    folder = MODEL.with_name("gpt2_questions_long")
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 6_000_000
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.architecture.positions >= 4096 + docs.answer_tokens(4096)
+    model, cases = PlainModel(checkpoint), docs.evaluation_cases(2048, 1, seed=1)
+    assert recall(model, cases, "full") == 1.0
+    assert recall(model, cases, "batches:tokens=512|snapkv:budget=0.2") >= 14 / 16
+    assert recall(model, cases, "h2o:budget=0.05") <= 0.5
+
+
 def test_the_shipped_model_tells_policies_apart() -> None:
     """Three held-out prompts of 1,024 tokens, 48 questions."""
     assert (MODEL / "model.safetensors").stat().st_size <= 4_000_000

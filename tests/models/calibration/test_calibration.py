@@ -175,7 +175,7 @@ def test_a_folder_that_cannot_be_written_keeps_it_in_memory(tmp_path: Path, monk
 def test_shipped_models_have_theirs() -> None:
     import models.recall
 
-    for name in ("gpt2", "llama", "gpt2_questions"):
+    for name in ("gpt2", "llama", "gpt2_questions", "gpt2_questions_long"):
         folder = Path(models.recall.__file__).parent / name
         stored = read_record(folder)
         assert stored is not None

@@ -1,14 +1,13 @@
-"""The model of question lists for longer prompts than it is shipped for: its positions continued, trained on. A command:
+"""Continue the model of question lists to prompts of 4,096 tokens: ``python -m models.recall.train_long_questions --out DIR``.
 
-    python -m tests.tools.longer_lists --out DIR [--steps 1100]
-    mpcache quality --model DIR --lengths 2048 --questions 16 --seed 7 --policies "full snapkv batches|snapkv" --budgets 0.5
-
-The position table holds sinusoids, whose periods stay as they are.
+The shipped model's position table holds sinusoids; more of them follow, with the same periods.  Then it is trained on
+longer documents of the same kind, 2,160 and then 4,240 tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from pathlib import Path
 
@@ -18,9 +17,12 @@ from models.recall import questions as docs
 from models.recall import train_questions as training
 from models.recall.train import export, load_export
 
-SHIPPED = Path(training.__file__).parent / "gpt2_questions"
-POSITIONS = 2304
-LENGTH = 2160
+SHIPPED = Path(__file__).parent / "gpt2_questions"
+POSITIONS = 4352
+STAGES: tuple[training.Stage, ...] = (
+    training.Stage(2160, 2, 900, cluster=1.0, quiet=0.03),
+    training.Stage(4240, 1, 900, cluster=1.0, quiet=0.03),
+)
 
 
 def continued(table: torch.Tensor, positions: int) -> torch.Tensor:
@@ -40,20 +42,26 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1100)
-    wanted = parser.parse_args()
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--decay", type=float, default=0.1)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
     model = load_export("gpt2", SHIPPED)
     table = torch.nn.Embedding(POSITIONS, model.config.n_embd)
     table.weight.data.copy_(continued(model.transformer.wpe.weight, POSITIONS))
     table.weight.requires_grad_(False)
     model.transformer.wpe, model.config.n_positions = table, POSITIONS
     training.POSITIONS = POSITIONS
-    stages = (training.Stage(LENGTH, 2, wanted.steps, cluster=1.0, quiet=0.03),)
-    for entry in training.train(model, stages, 0, 1.5e-3, 0.1, training.Weights()):
-        print(entry, flush=True)
-    export(model, wanted.out, docs.TOKEN_IDS, docs.ANSWER_TOKENS_EACH * docs.MAX_QUESTIONS)
+    log = []
+    for entry in training.train(model, STAGES, args.seed, args.rate, args.decay, training.Weights()):
+        log.append(entry)
+        print(f"stage done: {json.dumps(entry)}", flush=True)
+        export(model, args.out, docs.TOKEN_IDS, docs.ANSWER_TOKENS_EACH * docs.MAX_QUESTIONS)
+        record = {"arguments": {n: v for n, v in vars(args).items() if n != "out"}, "stages": log}
+        (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
