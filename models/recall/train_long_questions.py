@@ -1,4 +1,4 @@
-"""Continue the model of question lists to prompts of 4,096 tokens: ``python -m models.recall.train_long_questions --out DIR``.
+"""Continue the model of question lists to 4,096 tokens: ``python -m models.recall.train_long_questions --out DIR``.
 
 The shipped model's position table holds sinusoids; more of them follow, with the same periods.  Then it is trained on
 longer documents of the same kind, 2,160 and then 4,240 tokens.
