@@ -83,7 +83,7 @@ def main(
     folder = Path(tempfile.mkdtemp(prefix="mpcache-step-"))
     prepare()
     try:
-        config = GPT2Config(n_positions=max(32 + 8, prompt + new), bos_token_id=0, eos_token_id=0, **shape)
+        config = GPT2Config(n_positions=max(32, prompt) + max(8, new), bos_token_id=0, eos_token_id=0, **shape)
         GPT2LMHeadModel(config).save_pretrained(folder / "model")
         loads = {"alone": Load(1, IN_TURN, prompt, new), "in step": Load(sessions, "together", prompt, new, seed=2)}
         found = measured(Runs(network, sessions, in_step or sessions, tapes), folder, loads)
