@@ -58,7 +58,7 @@ def matmul(a: Tensor, b: Tensor | DigitMatrix, bits: int = RING_BITS, left_bits:
     together = _here.together
     if together is None or a.dim() != 2 or not 1 <= a.shape[0] <= MOST_ROWS or math.prod(b.shape) < LEAST_ENTRIES:
         return ring.matmul(a, b, bits, left_bits)
-    if len(b.shape) != 2 or a.device.type == "meta":
+    if len(b.shape) != 2 or (isinstance(b, Tensor) and b.device.type != "cpu"):  # elsewhere no address says which it is
         return ring.matmul(a, b, bits, left_bits)
     where = id(b) if isinstance(b, DigitMatrix) else (b.data_ptr(), b.shape, b.stride(), b.dtype)
 

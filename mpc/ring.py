@@ -131,7 +131,7 @@ def _dots(columns: np.ndarray, row: np.ndarray) -> np.ndarray:
 
 def _dots_of_rows(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Multiply [N, K] by rows [R, K] to [N, R], while a column is in the cache."""
-    pieces = [slice(start, start + _PIECE) for start in range(0, rows.shape[-1], _PIECE)]
+    pieces = [slice(start, start + _PIECE) for start in range(0, max(1, rows.shape[-1]), _PIECE)]
     out = np.einsum("nk,rk->nr", columns[:, pieces[0]], rows[:, pieces[0]])
     for piece in pieces[1:]:
         out += np.einsum("nk,rk->nr", columns[:, piece], rows[:, piece])

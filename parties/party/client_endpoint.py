@@ -141,7 +141,7 @@ class ClientEndpoint:
         if step == 0:
             self.session.trace.stage("decode")
             give_back()  # a prompt works on more than a token
-        if not asks and self.emitted < self._manifest.plan.new_tokens:
+        if not asks and self.emitted < self._manifest.new_tokens:
             self.between()
         return True
 

@@ -234,8 +234,7 @@ class PartySession(ServedSession):
         if (member := self._member) is not None:
             member.enter()
             channel.member = member
-            plan = self.manifest.plan
-            kind = (plan.policy, plan.decoding, plan.draft)
+            kind = (self.manifest.policy, self.manifest.decoding, self.manifest.draft)
             self.endpoint.between = partial(member.align, kind)
         self._pager = suite.pager = self._memory.pager(self.id)
         self.endpoint.away = self._away

@@ -114,3 +114,18 @@ def test_the_failure_of_one_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> 
     for number, result in enumerate(results):
         if isinstance(result, Tensor):
             assert result.tolist() == by_hand(rows_of(number, 1), MATRIX, BITS)
+
+
+def test_products_of_some_rows_of_no_and_of_many_entries() -> None:
+    assert (
+        ring.matmul(torch.zeros(3, 0, dtype=torch.int64), torch.zeros(5, 0, dtype=torch.int64).t(), BITS).tolist()
+        == [[0] * 5] * 3
+    )
+    a, b = rows_of(1, 5).repeat(1, 70), MATRIX[:, :6].t().repeat(1, 70).t()
+    assert ring.matmul(a, b, BITS).tolist() == by_hand(a, b, BITS)
+
+
+def test_matrices_of_another_device_are_not_taken_for_each_other(products: list[int]) -> None:
+    meta = MATRIX.to("meta")
+    together(2, lambda _member, number: ring.reduce(matmul(rows_of(number, 1).to("meta"), meta, BITS), BITS))
+    assert products == [1, 1]
