@@ -43,7 +43,8 @@ def write(name: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with Deployment(tmp_path_factory.mktemp("encoders"), 2, deadline_seconds=30) as running:
+    limits = {"max_sessions": 2, "max_in_step": 2}
+    with Deployment(tmp_path_factory.mktemp("encoders"), 2, deadline_seconds=30, limits=limits) as running:
         yield running
 
 
