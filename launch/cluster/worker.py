@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from launch.cluster.reports import Report, reported
 from models.architectures import parse_description
 from models.plans import Leaving
-from mpc import allocator
+from mpc import role_process
 from mpc.errors import EnvironmentProblem, ManifestMismatch
 from parties.config.role_config import load_config
 from parties.identity.certificates import check
@@ -118,8 +118,7 @@ class TapeWorker:
                 f"node {node} does not see {order.root}: dealers need the folder 'out' at the same path on every node, on a "
                 "file system of the dealer's own"
             )
-        allocator.one_arena()
-        allocator.keep_freed()
+        role_process.set_up(computes=True)
         torch.set_num_threads(order.threads)
         torch.set_grad_enabled(False)
         config = load_config(order.config)

@@ -12,7 +12,7 @@ from launch.local.checks import check_device
 from launch.local.signals import Terminated
 from launch.terminal import logs
 from launch.terminal.console import err
-from mpc import allocator
+from mpc import role_process
 from mpc.errors import ConfigurationError, MpcacheError
 from mpc.generators import AES, suited
 from parties.config.role_config import RoleConfig, load_config
@@ -45,10 +45,8 @@ class Server(Protocol):
 
 def load_role(path: Path, role: Role, trust_authority: bool = False) -> RoleConfig:
     """Read a role's configuration, with insecure_trust_authority set if `trust_authority`, and let this process, which is to
-    be that role, allocate as that role should (`mpc.allocator`). Raises `ConfigurationError` when it is another role's."""
-    allocator.one_arena()
-    if role in ("party", "dealer"):
-        allocator.keep_freed()
+    be that role, share its machine as that role should (`mpc.role_process`). Raises `ConfigurationError` when it is another role's."""
+    role_process.set_up(role in ("party", "dealer"))
     config = load_config(path)
     if config.role != role:
         raise ConfigurationError(f"{path}: role is '{config.role}', not '{role}'; start it with `mpcache {config.role}`")

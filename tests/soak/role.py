@@ -21,6 +21,7 @@ import torch
 
 from launch.lab.lab import enter
 from models.checkpoint import read_architecture
+from mpc import role_process
 from parties.config.role_config import load_config
 from parties.dealer.dealer import DealerServer
 from parties.model_owner.model_owner import share_model
@@ -78,6 +79,7 @@ def serve(space: str, config: Path, notes: Path, log: Path, paged: bool, ready: 
     """Serve in the namespace `space` until killed; the address goes to `ready`."""
     enter(space)
     torch.set_num_threads(1)
+    role_process.set_up(computes=True)
     logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     note_tapes(notes)
     if paged:

@@ -212,10 +212,9 @@ def process(
     supervision.end_with_parent()
     from launch.measure.bench.plan import DEALER, BenchPlan
     from launch.measure.bench.worker import run_dealer, run_party
-    from mpc import allocator
+    from mpc import role_process
 
-    allocator.one_arena()
-    allocator.keep_freed()
+    role_process.set_up(computes=True)
     if name == DEALER:
         run_dealer(folder)
     else:
