@@ -1,7 +1,8 @@
-"""How a process that serves as a role shares its machine: memory, and turns of Python's threads."""
+"""How a process that serves as a role shares its machine: processors, memory, and turns of Python's threads."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 from mpc import allocator
@@ -10,6 +11,11 @@ SWITCH_SECONDS = 0.0002
 """How long a thread may keep Python to itself while another one waits. A round's message passes through several threads
 (line, group, session, line); each would wait up to Python's own 5 ms for a thread that computes for another session, or
 prepares."""
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_up(computes: bool) -> None:

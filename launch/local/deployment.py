@@ -18,6 +18,7 @@ from launch.local.processes import Child, ProcessEnded, Processes
 from launch.terminal.console import Settings
 from mpc.errors import EnvironmentProblem
 from mpc.generators import suited
+from mpc.role_process import processors
 from parties.config.role_config import load_config
 from parties.identity.certificates import create_deployment
 from parties.names import AUTHORITY, Role
@@ -181,8 +182,7 @@ def _start(processes: Processes, known: _Known, further: dict[str, Any], of_part
 
 def _environment(parties: int) -> dict[str, str]:
     """Divide cores among the parties and the dealer, unless the user says how many threads each may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, cores // (parties + 1)))
+    threads = str(max(1, processors() // (parties + 1)))
     return {key: os.environ.get(key, threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 
 

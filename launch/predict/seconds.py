@@ -6,12 +6,12 @@ counts. Where all run on this machine they share its processors, which have all 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from launch.predict.networks import LOCALHOST, Network
 from models.costs.rates import START_CALLS, WEIGHTS, Rates
 from models.costs.tracing import Costs
+from mpc.role_process import processors
 
 FORMULA = (
     "the slower of two sides: a party's computing + rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth; "
@@ -37,11 +37,6 @@ class StageSeconds:
     def total(self) -> float:
         """Return the seconds of the stage."""
         return max(self.party + self.latency + self.transfer, self.dealer + self.dealt, self.together)
-
-
-def processors() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from launch.local.processes import Processes
 from mpc.errors import ConfigurationError, EnvironmentProblem, MpcacheError
 from mpc.ranks import RankFacts, Ranks, serve
+from mpc.role_process import processors
 from parties.config.role_config import RoleConfig
 from parties.wire.manifest import package_version
 
@@ -124,8 +125,7 @@ def party_ranks(config: RoleConfig, path: Path, place: RankPlace | None) -> Iter
 def _started(config: RoleConfig, path: Path, scratch: Path) -> Iterator[PartyRanks]:
     """Start the other ranks on this machine, which share its cores."""
     place = RankPlace(0, config.workers, f"file://{scratch}/meeting")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, cores // place.count)))
+    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, processors() // place.count)))
     torch.set_num_threads(threads)
     own = {"WORLD_SIZE": str(place.count), MEETING: place.meeting, "OMP_NUM_THREADS": str(threads)}
     with Processes(scratch, own) as processes:

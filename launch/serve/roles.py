@@ -45,7 +45,8 @@ class Server(Protocol):
 
 def load_role(path: Path, role: Role, trust_authority: bool = False) -> RoleConfig:
     """Read a role's configuration, with insecure_trust_authority set if `trust_authority`, and let this process, which is to
-    be that role, share its machine as that role should (`mpc.role_process`). Raises `ConfigurationError` when it is another role's."""
+    be that role, share its machine as that role should (`mpc.role_process`). Raises `ConfigurationError` when it is another
+    role's."""
     role_process.set_up(role in ("party", "dealer"))
     config = load_config(path)
     if config.role != role:

@@ -7,7 +7,6 @@ where the online pass needs what could not be prepared.
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mpc.preprocessing import PrecomputedTape, PrecomputedValues, PreprocessingTape, Stopped
+from mpc.role_process import processors
 from mpc.tape import PartyTape
 from parties.config.role_config import RoleConfig
 from parties.party.kept_rows import KeptRows
@@ -30,8 +30,7 @@ JOIN_SECONDS = 30.0
 
 def wanted(config: RoleConfig) -> bool:
     """Whether a role's configuration, and with `preprocessing: auto` its machine, asks for it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return config.preprocessing == "on" or (config.preprocessing == "auto" and cores >= CORES)
+    return config.preprocessing == "on" or (config.preprocessing == "auto" and processors() >= CORES)
 
 
 class Preprocessing:

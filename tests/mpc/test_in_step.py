@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import pytest
 
+from mpc.compute_places import ComputePlaces
 from mpc.errors import MpcacheError, PeerLost, PeerSilent, WireError
 from mpc.in_step import StepGroup, StepMember
 from mpc.step_messages import HEADER, SECTION, overhead
@@ -23,11 +24,11 @@ def nothing() -> None:
 
 
 class Parties:
-    """Groups of all parties, each with a thread that makes rounds; errors: how those ended."""
+    """Groups of all parties, each with a thread that makes rounds; errors: how those ended. places: of each party."""
 
-    def __init__(self, parties: int, patience: float = 20.0) -> None:
+    def __init__(self, parties: int, patience: float = 20.0, places: Sequence[ComputePlaces | None] = (None,) * 3) -> None:
         self.trunks: list[MemoryTrunk] = memory_trunks(parties)
-        self.groups = [StepGroup(trunk, patience) for trunk in self.trunks]
+        self.groups = [StepGroup(trunk, patience, place) for trunk, place in zip(self.trunks, places, strict=False)]
         self.errors: list[MpcacheError | None] = [None] * parties
         self._threads: list[threading.Thread] = []
         self._results: dict[tuple[int, int], Any] = {}

@@ -20,6 +20,7 @@ from rich.text import Text
 from launch.cli.options import JsonOption, model_option
 from launch.terminal.console import out, print_json
 from mpc.errors import MpcacheError
+from mpc.role_process import processors
 
 MEMORY_NEEDED = 2e9
 TORCHVISION_REMEDY = "pip uninstall torchvision (this build breaks transformers)"
@@ -147,8 +148,7 @@ def _proxies() -> Finding:
 
 
 def _machine() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("cores", str(cores))
+    yield Finding("cores", str(processors()))
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from mpc.role_process import processors
+
 PACKAGES = ("mpcache", "torch", "crypten", "numpy", "grpcio", "protobuf", "cryptography")
 READ_BYTES = 256 << 20
 READS = 5
@@ -34,11 +36,10 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Return the processor, cores this process may use, memory in bytes, operating system and CUDA devices."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     devices = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return {
         "processor": _processor(),
-        "cores": cores,
+        "cores": processors(),
         "memory_bytes": _memory_bytes(),
         "system": f"{platform.system()} {platform.release()}",
         "cuda_devices": devices,
