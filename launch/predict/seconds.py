@@ -17,8 +17,10 @@ FORMULA = (
     "the slower of two sides: a party's computing + rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth; "
     "the dealer's computing + bytes dealt / bandwidth"
 )
-FORMULA_HERE = ", or, on one machine, the computing of all roles / its processors (85 % of their time)"
-BUSY = 0.85  # share of the time that processors which all roles share have work, measured
+FORMULA_HERE = ", or, on one machine, the computing of all roles / its processors (85 % of their time, 78 % while a session begins)"
+BUSY, BEGINNING = 0.85, 0.78
+"""Share of the time that processors which all roles share have work, measured: within a session, and while one begins, when
+roles wait for each other more."""
 
 
 @dataclass(frozen=True)
@@ -69,5 +71,5 @@ class Machines:
             self.network.latency_seconds(rounds),
             self.network.transfer_seconds(sent),
             self.network.transfer_seconds(dealt),
-            (self.parties * party + dealer) / (BUSY * self.cores) if self.cores else 0.0,
+            (self.parties * party + dealer) / ((BEGINNING if sessions else BUSY) * self.cores) if self.cores else 0.0,
         )
