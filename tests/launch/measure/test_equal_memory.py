@@ -144,7 +144,7 @@ def test_mistakes_are_named(model: str, arguments: list[str], message: str, comm
 
 def test_pages_in_the_documentation_are_made_from_their_results() -> None:
     """With the table of what systems are known for, whose reasons belong to relations that do not hold."""
-    for name in ("memory", "turns"):
+    for name in ("memory", "memory_long", "turns"):
         record = json.loads((headlines.QUALITY / name / "results.json").read_text(encoding="utf-8"))
         assert (headlines.QUALITY / name / "results.md").read_text(encoding="utf-8") == page(record)
     assert headlines.WHERE.read_text(encoding="utf-8") == headlines.text()
