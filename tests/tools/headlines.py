@@ -215,7 +215,7 @@ HEADLINES: tuple[Headline, ...] = (
     ),
     Headline(
         "cskv",
-        "rows of a quarter of the numbers: all that the full cache finds within 0.02, also of what stays of the prompt at 10 %",
+        "rows of a quarter of the numbers find within 0.02 what the full cache does, also those that stay at 10 %",
         lambda: {
             "cskv": of(CSKV),
             "compresskv in cskv at 10 %": of(f"{CSKV.partition('|')[0]}|compresskv:window=40", 0.1),
