@@ -217,6 +217,8 @@ class DealerSession(ServedSession):
         if isinstance(plan, EncodingPlan):
             tokens = math.prod(plan.batches[step])
         self.server.costs.check_token((total - before) // tokens, self.ticket.client)
+        if step == 0:
+            give_back()  # a prompt works on more than a token
         return True
 
     def next_tokens(self, step: int, count: int) -> Tensor | None:

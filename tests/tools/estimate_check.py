@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -186,6 +187,7 @@ def _session(deployment: Any, client: Any, asked: tuple[Any, ...], stage: Any) -
 
     result = deployment.watched(lambda: client.generate(request, on_token=on_token, on_progress=on_progress))
     found["token"] = stage()
+    time.sleep(estimate_seconds.SETTLED)  # a session's memory is its own, not also what the one before has not given back
     times = result.token_seconds
     found["seconds"] = {"prompt": times[0], "token": (times[-1] - times[0]) / max(1, len(times) - 1)}
     return found
