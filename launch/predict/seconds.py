@@ -17,8 +17,8 @@ FORMULA = (
     "the slower of two sides: a party's computing + rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth; "
     "the dealer's computing + bytes dealt / bandwidth"
 )
-FORMULA_HERE = ", or, on one machine, the computing of all roles / its processors (85 % of their time, of a prompt 78 %)"
-BUSY, BEGINNING = 0.85, 0.78
+FORMULA_HERE = ", or, on one machine, the computing of all roles / its processors (92 % of their time, of a prompt 78 %)"
+BUSY, BEGINNING = 0.92, 0.78
 """Share of the time that processors which all roles share have work, measured: within a session, and while one begins, when
 roles wait for each other more."""
 
