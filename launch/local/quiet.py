@@ -37,6 +37,21 @@ def disturbance(seconds: float = SECONDS) -> str:
     return ", ".join(found)
 
 
+class Meanwhile:
+    """What a host takes away while something long is measured."""
+
+    def __init__(self) -> None:
+        self._before = _ticks()
+
+    def stolen(self) -> float:
+        """Return the share of all processors that the host has taken away so far; 0 where nothing tells."""
+        after = _ticks()
+        if self._before is None or after is None:
+            return 0.0
+        _, stolen, total = (b - a for a, b in zip(self._before, after, strict=True))
+        return stolen / total if total > 0 else 0.0
+
+
 def _ticks() -> tuple[int, int, int] | None:
     """Return ticks of all processors since the start: in programs, taken away, and altogether; None where nothing tells."""
     try:

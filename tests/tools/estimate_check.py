@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launch.local.quiet import Meanwhile
 from tests.tools import estimate_seconds
 from tests.tools.estimate_seconds import Row
 
@@ -269,13 +270,14 @@ def _chosen(given: argparse.Namespace) -> Iterator[Case]:
 def _seconds(given: argparse.Namespace) -> int:
     """Measure and compare seconds; return the exit code."""
     rows: list[Row] = []
+    meanwhile = Meanwhile()
     with tempfile.TemporaryDirectory(prefix="mpcache-estimate-") as work:
         for case in _chosen(given):
             folder, found = _run(case, Path(work), given.repeat)
             rows += estimate_seconds.compare(folder, case.model, case.suite, found)
             if given.out is not None:
                 given.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-    return estimate_seconds.report(rows, given.processor)
+    return estimate_seconds.report(rows, given.processor, meanwhile.stolen())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

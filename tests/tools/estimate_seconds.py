@@ -157,12 +157,14 @@ def table(rows: Sequence[Row]) -> list[str]:
     return [*lines, *("| " + " | ".join(map(str, (*about, *found))) + " |" for about, found in cells.items())]
 
 
-def report(rows: Sequence[Row], by_processor: bool) -> int:
-    """Print the rows and what is off by too much; return the exit code."""
-    from launch.local.quiet import disturbance
+def report(rows: Sequence[Row], by_processor: bool, stolen: float = 0.0) -> int:
+    """Print the rows and what is off by too much; return the exit code. stolen: share of the processors that the machine's
+    host took away while all was measured."""
+    from launch.local.quiet import STOLEN, disturbance
 
     print("\n".join(table(rows)), flush=True)
-    if disturbed := disturbance():
+    taken = f"its host took {100 * stolen:.0f} % of its processors away meanwhile" if stolen > STOLEN else ""
+    if disturbed := taken or disturbance():
         print(f"This machine is not quiet ({disturbed}): wall-clock seconds say little (--processor: compare the others).")
     counted = [row for row in rows if (row.role != "wall") == by_processor]
     wrong = [row for row in counted if abs(row.off) > LIMIT]
