@@ -1,16 +1,10 @@
-"""How a process that serves as a role shares its machine: processors, memory, and turns of Python's threads."""
+"""How a process that serves as a role shares its machine: processors and memory."""
 
 from __future__ import annotations
 
 import os
-import sys
 
 from mpc import allocator
-
-SWITCH_SECONDS = 0.0002
-"""How long a thread may keep Python to itself while another one waits. A round's message passes through several threads
-(line, group, session, line); each would wait up to Python's own 5 ms for a thread that computes for another session, or
-prepares."""
 
 
 def processors() -> int:
@@ -19,9 +13,8 @@ def processors() -> int:
 
 
 def set_up(computes: bool) -> None:
-    """Let this process, before it has many threads, allocate from one arena and pass on Python's turns at once. computes:
-    on shares, so it keeps what is freed until `allocator.give_back`."""
+    """Let this process, before it has many threads, allocate from one arena. computes: on shares, so it keeps what is freed
+    until `allocator.give_back`."""
     allocator.one_arena()
     if computes:
         allocator.keep_freed()
-    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))

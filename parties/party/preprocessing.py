@@ -7,6 +7,7 @@ where the online pass needs what could not be prepared.
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -25,6 +26,7 @@ from protocols.suite import OutputShare, Suite
 
 LIMIT_BYTES = 256 << 20  # a step of GPT-2 with 1 024 cached tokens takes 180 MB
 CORES = 4  # from so many on there is one to spare
+SWITCH_SECONDS = 0.0002  # Python's own 5 ms would hold a round up
 JOIN_SECONDS = 30.0
 
 
@@ -55,6 +57,7 @@ class Preprocessing:
 
     def start(self, channel: GrpcChannel) -> Suite:
         """Begin to prepare; returns the suite of the online pass, whose ledger is the channel's."""
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
         self._thread.start()
         return self._program.suite(PrecomputedTape(self._store, channel.ledger, self._program.device), channel)
 

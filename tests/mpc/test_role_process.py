@@ -1,43 +1,26 @@
-"""How a role's process passes on Python's turns."""
+"""What a role's process asks of its machine."""
 
-import json
-import subprocess
-import sys
+from __future__ import annotations
 
-PROGRAM = """
-import json, sys, threading, time
-from queue import SimpleQueue
-from mpc import role_process
+import os
 
-turns = [0]
+import pytest
 
-def busy():
-    while True:
-        turns[0] += 1
-
-def passed(count):  # seconds until a message has gone so often from one thread to another and back
-    there, back = SimpleQueue(), SimpleQueue()
-    def answer():
-        for _ in range(count):
-            back.put(there.get())
-    threading.Thread(target=answer, daemon=True).start()
-    began = time.perf_counter()
-    for _ in range(count):
-        there.put(None)
-        back.get()
-    return time.perf_counter() - began
-
-threading.Thread(target=busy, daemon=True).start()
-while turns[0] < 100_000:  # it computes, and gives way only when its time is over
-    time.sleep(0.01)
-before = passed(100)
-role_process.set_up(computes=True)
-print(json.dumps({"before": before, "after": passed(100)}), flush=True)
-"""
+from mpc import allocator, role_process
 
 
-def test_a_message_does_not_wait_for_a_thread_that_computes() -> None:
-    """Python's own interval lets each of 200 waits take up to 5 ms."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    assert found["after"] < found["before"] / 2, found
+def test_processors_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 4, 6}, raising=False)
+    assert role_process.processors() == 3
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert role_process.processors() == 1
+
+
+@pytest.mark.parametrize(("computes", "calls"), [(True, ["one_arena", "keep_freed"]), (False, ["one_arena"])])
+def test_who_computes_keeps_what_is_freed(computes: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+    for name in ("one_arena", "keep_freed"):
+        monkeypatch.setattr(allocator, name, lambda name=name: found.append(name))
+    role_process.set_up(computes)
+    assert found == calls
