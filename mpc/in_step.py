@@ -33,7 +33,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from mpc.compute_places import ComputePhase, ComputePlaces
 from mpc.errors import MpcacheError, PeerLost, PeerSilent, WireError
 from mpc.joint_products import Products
 from mpc.step_messages import overhead, packed, sections_of
@@ -210,12 +209,6 @@ class StepMember:
                 reason = f"sent nothing of this session for {self._group.patience:g} s"
                 raise PeerSilent(self._group.trunk.names[late], STEP, reason)
             self.turn.wait(LOOK_SECONDS)
-        if not self._group.phase.begun:
-            self._group.lock.release()
-            try:
-                self._group.phase.begin()
-            finally:
-                self._group.lock.acquire()
 
     def _received(self, peer: int, size: int) -> bytes:
         if size == 0:
@@ -232,16 +225,15 @@ class StepMember:
 class StepGroup:
     """One party's end of sessions in step. `run` makes the rounds, in a thread of its own.
 
-    patience: seconds that an exchange of a member may wait for a peer's section. places: where the groups of this process
-    compute; None: beside each other. Methods without a thread named are called with the lock held.
+    patience: seconds that an exchange of a member may wait for a peer's section. Methods without a thread named are called
+    with the lock held.
     """
 
-    def __init__(self, trunk: Trunk, patience: float, places: ComputePlaces | None = None) -> None:
+    def __init__(self, trunk: Trunk, patience: float) -> None:
         self.trunk = trunk
         self.patience = patience
         self.costs = StepCosts()
         self.lock = threading.Lock()
-        self.phase = ComputePhase(places)
         self.holder: StepMember | None = None  # who computes
         self._turns: deque[StepMember] = deque()  # who computes next
         self._members: dict[int, StepMember] = {}
@@ -334,7 +326,6 @@ class StepGroup:
             self.holder = self._turns.popleft()
             self.holder.turn.notify()
         elif self.holder is None:
-            self.phase.end()
             self.trunk.wake()
 
     # ---- rounds, from the thread of `run` --------------------------------------------------------------------------

@@ -12,10 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from mpc.compute_places import ComputePlaces
 from mpc.errors import ConfigurationError, WireError
 from mpc.in_step import StepCosts, StepMember
-from mpc.role_process import processors
 from parties.party.greeting import StepPlace
 from parties.party.rendezvous import Network
 from parties.party.step_link import StepLink
@@ -47,7 +45,6 @@ class StepGroups:
         self._network = network
         self._metrics = metrics
         self._most = network.config.limits.max_in_step
-        self._places = ComputePlaces(max(1, processors() // 2))  # a group keeps one busy, and its messages another
         self._changed = threading.Condition()
         self._groups: dict[str, _Group] = {}
 
@@ -131,7 +128,7 @@ class StepGroups:
         return group.key == key and group.members < self._most and not group.closing and group.link.error is None
 
     def _new(self, id: str, key: Key) -> _Group:
-        group = self._groups[id] = _Group(StepLink(id, self._network, self._places, self._over), key)
+        group = self._groups[id] = _Group(StepLink(id, self._network, self._over), key)
         group.link.start()
         return group
 

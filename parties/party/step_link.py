@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import grpc
 
-from mpc.compute_places import ComputePlaces
 from mpc.errors import MpcacheError, PeerLost, WireError
 from mpc.in_step import STEP, StepGroup
 from parties.errors import SessionFinished
@@ -30,17 +29,16 @@ from parties.wire.error_codec import public, to_failure
 
 
 class StepLink(Session):
-    """A group's streams, with the group itself. id: the same at all parties; places: where it computes; over(link): called
-    at the very end."""
+    """A group's streams, with the group itself. id: the same at all parties; over(link): called at the very end."""
 
-    def __init__(self, id: str, network: Network, places: ComputePlaces, over: Callable[[StepLink], None]) -> None:
+    def __init__(self, id: str, network: Network, over: Callable[[StepLink], None]) -> None:
         config = network.config
         super().__init__(id, config.name)
         self.step = STEP
         self._network = network
         self._over = over
         self._trunk = StreamTrunk(self, config.party_names, config.index)
-        self.group = StepGroup(self._trunk, config.step_seconds, places)
+        self.group = StepGroup(self._trunk, config.step_seconds)
         others = [name for name in config.party_names if name != config.name]
         self._attached = Gathering[PeerStream](others, self.check)
         self._channels: list[grpc.Channel] = []

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import pytest
 
-from mpc.compute_places import ComputePlaces
 from mpc.errors import MpcacheError, PeerLost, PeerSilent, WireError
 from mpc.in_step import StepGroup, StepMember
 from mpc.step_messages import HEADER, SECTION, overhead
@@ -24,11 +23,11 @@ def nothing() -> None:
 
 
 class Parties:
-    """Groups of all parties, each with a thread that makes rounds; errors: how those ended. places: of each party."""
+    """Groups of all parties, each with a thread that makes rounds; errors: how those ended."""
 
-    def __init__(self, parties: int, patience: float = 20.0, places: Sequence[ComputePlaces | None] = (None,) * 3) -> None:
+    def __init__(self, parties: int, patience: float = 20.0) -> None:
         self.trunks: list[MemoryTrunk] = memory_trunks(parties)
-        self.groups = [StepGroup(trunk, patience, place) for trunk, place in zip(self.trunks, places, strict=False)]
+        self.groups = [StepGroup(trunk, patience) for trunk in self.trunks]
         self.errors: list[MpcacheError | None] = [None] * parties
         self._threads: list[threading.Thread] = []
         self._results: dict[tuple[int, int], Any] = {}

@@ -1183,20 +1183,6 @@ FAULTS: tuple[Fault, ...] = (
         (f"{IN_STEP}::test_a_section_of_another_size_or_exchange_ends_its_session_alone",),
     ),
     Fault(
-        "a group that has computed keeps its place",
-        "mpc/in_step.py",
-        "            self.phase.end()\n",
-        "",
-        ("tests/mpc/test_compute_places.py::test_a_session_that_fails_gives_its_place_back",),
-    ),
-    Fault(
-        "as many groups compute at once as there are",
-        "mpc/compute_places.py",
-        "threading.Semaphore(count)",
-        "threading.Semaphore(1000)",
-        ("tests/mpc/test_compute_places.py::test_so_many_groups_compute_at_a_time",),
-    ),
-    Fault(
         "a presence is counted as often as a token stands there",
         "launch/serve/gateway/logits.py",
         "self.presence * (counts > 0)",
