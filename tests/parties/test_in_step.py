@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mpc.errors import ConfigurationError, MpcacheError, PeerLost
+from mpc.in_step import StepMember
 from mpc.step_messages import overhead
 from parties.client.cancellation import Cancellation
 from parties.client.client import GenerationResult
@@ -61,6 +62,29 @@ def joined(threads: list[threading.Thread]) -> None:
         assert not thread.is_alive()
 
 
+class Entering:
+    """Lets sessions take part in their groups only once `expected` have come, over all parties: they surely meet."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._come = threading.Condition()
+        self._missing = 0
+        enter = StepMember.enter
+
+        def together(member: StepMember) -> None:
+            with self._come:
+                if member.posted.number < 0:  # it has exchanged nothing yet
+                    self._missing -= 1
+                    self._come.notify_all()
+                    assert self._come.wait_for(lambda: self._missing <= 0, 60)
+            enter(member)
+
+        monkeypatch.setattr(StepMember, "enter", together)
+
+    def expect(self, deployment: Deployment, sessions: int) -> None:
+        """Let the sessions that are asked next wait for each other."""
+        self._missing = sessions * len(deployment.names)
+
+
 def right(answer: GenerationResult | MpcacheError, number: int, new_tokens: int) -> None:
     """Check a toy's answer."""
     assert isinstance(answer, GenerationResult), answer
@@ -81,7 +105,8 @@ def no_groups(running: Running) -> None:
         time.sleep(0.01)
 
 
-def test_sessions_share_rounds_and_count_as_alone(stepping: Running) -> None:
+def test_sessions_share_rounds_and_count_as_alone(stepping: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    entering = Entering(monkeypatch)
     answers: Answers = {}
     joined([ask(stepping.deployment, answers, 0, 6)])
     alone = answers[0]
@@ -91,7 +116,7 @@ def test_sessions_share_rounds_and_count_as_alone(stepping: Running) -> None:
     alone = answers[0]  # the weights were there
     no_groups(stepping)
     before = [counted(stepping, f"mpcache_step_{what}_total") for what in ("rounds", "sections", "overhead_bytes")]
-    stepping.toy.before_round = slow(0.02)
+    entering.expect(stepping.deployment, 5)
     joined([ask(stepping.deployment, answers, number, 6) for number in range(5)])
     for number in range(5):
         right(answers[number], number, 6)
@@ -111,14 +136,19 @@ def test_sessions_share_rounds_and_count_as_alone(stepping: Running) -> None:
 
 @pytest.mark.parametrize("stepping", [2], indirect=True)
 def test_a_session_joins_and_leaves_between_tokens_of_another(stepping: Running) -> None:
-    stepping.toy.before_round = slow(0.02)
     answers: Answers = {}
-    begun = threading.Event()
+    begun, others_done = threading.Event(), threading.Event()
+
+    def patiently(party: int, step: int, round: int) -> None:
+        time.sleep(0.02 if step < 3 or others_done.is_set() else 0.2)  # only the long one comes to a fourth token
+
+    stepping.toy.before_round = patiently
     long = ask(stepping.deployment, answers, 1, 20, on_token=lambda token: begun.set())
     assert begun.wait(60)
     short = [ask(stepping.deployment, answers, number, 3) for number in (2, 3)]
     joined(short)
     assert long.is_alive()
+    others_done.set()
     joined([long])
     for number, new_tokens in ((1, 20), (2, 3), (3, 3)):
         right(answers[number], number, new_tokens)
@@ -257,8 +287,9 @@ def real(deployment: Deployment, suite: str) -> Callable[[Answers, list[int]], N
 
 @pytest.mark.parametrize(("parties", "suite"), [(2, "masked"), (3, "masked"), (2, "crypten")])
 def test_real_sessions_give_the_tokens_that_they_give_alone(
-    tmp_path: Path, checkpoint: Path, parties: int, suite: str
+    tmp_path: Path, checkpoint: Path, parties: int, suite: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    entering = Entering(monkeypatch)
     with Deployment(tmp_path, parties, limits=IN_STEP, **PATIENT) as deployment:
         deployment.share(checkpoint)
         asked = real(deployment, suite)
@@ -266,6 +297,7 @@ def test_real_sessions_give_the_tokens_that_they_give_alone(
         for number in range(2):  # the first one loads the weights, and what the second one costs is what any does
             asked(alone, [number])
         together: Answers = {}
+        entering.expect(deployment, 2)
         asked(together, [0, 1])
         for number in range(2):
             one, same, costing = alone[number], together[number], alone[1]
