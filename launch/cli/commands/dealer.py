@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from launch.cli.options import ConfigOption, SupervisedOption, TrustAuthorityOption
 from launch.local import supervision
+from launch.terminal.console import say_start
 
 
 def run(
@@ -12,6 +13,8 @@ def run(
     """Run the dealer until SIGTERM or Ctrl-C."""
     if supervised:
         supervision.end_with_parent()
+    else:
+        say_start("dealer")
     from launch.serve.roles import load_role, serve
     from parties.dealer.dealer import DealerServer
 

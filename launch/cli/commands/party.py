@@ -9,6 +9,7 @@ import typer
 
 from launch.cli.options import ConfigOption, SupervisedOption, TrustAuthorityOption
 from launch.local import supervision
+from launch.terminal.console import say_start
 
 
 def run(
@@ -24,6 +25,8 @@ def run(
     """
     if supervised:
         supervision.end_with_parent()
+    else:
+        say_start("party")
     from launch.local.openings import telling
     from launch.serve.ranks import given_place, party_ranks, serve_rank
     from launch.serve.roles import load_role, serve
