@@ -41,6 +41,13 @@ class Limits(BaseModel):
         description="Most bytes that running sessions may cache beyond max_cache_bytes, in pages of the store; 0: none.",
         json_schema_extra=PARTY,
     )
+    max_sent_bytes_together: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most bytes that a party may send for a token of each running session together, as predicted: what its "
+        "link carries in the time that a token may take; a session that would add more waits. Left out: no limit.",
+        json_schema_extra=PARTY,
+    )
     max_queued: int = Field(default=32, ge=0, le=10_000, description="Most sessions that wait for their turn.")
     max_queued_per_client: int = Field(default=8, ge=0, le=10_000, description="Most waiting sessions of one client.")
     max_calls_per_client: int | None = Field(

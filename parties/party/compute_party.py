@@ -12,6 +12,7 @@ import grpc
 
 from models.architectures import decoder_of, parse_description
 from models.costs.cached import kept_bytes
+from models.costs.prediction import Prediction
 from models.generation import token_indices
 from mpc.errors import ConfigurationError, EnvironmentProblem, PermissionRefused, WireError
 from mpc.random import SEED_BYTES
@@ -108,7 +109,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         blocks, text = self._blocks(manifest, facts), _public_text(manifest, message.open.text, stream.peer)
         if text is not None:
             token_indices(text, decoder_of(parse_description(facts.architecture), "a prefix's model").vocabulary)
-        demand = self._demand(manifest, facts, stream.peer, predicted.kept)
+        demand = self._demand(manifest, facts, stream.peer, predicted)
         ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(stream.peer, demand)
         holdings = Holdings(self.store, self.prefixes, self.memory, self.tapes, self.groups, self._ranks)
         admitted = Admitted(id, manifest, facts, ticket, stream, blocks, text)
@@ -129,19 +130,20 @@ class ComputePartyServer(RoleServer[PartySession]):
         session.start()
         return session, stream.outgoing()
 
-    def _demand(self, manifest: Manifest, facts: StoredModel, client: str, kept: int | None) -> Demand:
-        """Return what a session asks of this party. kept: bytes that its policy keeps of the prompt. Raises
-        `ConfigurationError` for more memory, and pages, than there ever are."""
+    def _demand(self, manifest: Manifest, facts: StoredModel, client: str, predicted: Prediction) -> Demand:
+        """Return what a session asks of this party. Raises `ConfigurationError` for more memory, and pages, than there ever
+        are."""
         limits, new = self.config.limits, manifest.new_tokens
         prompt = manifest.read_tokens
-        memory, most = kept_bytes(parse_description(facts.architecture), prompt, new, kept), limits.cached_bytes
+        memory, most = kept_bytes(parse_description(facts.architecture), prompt, new, predicted.kept), limits.cached_bytes
         if most is not None and memory > most:
             raise ConfigurationError(
                 f"the session of {client} would cache {memory:,} bytes ({prompt} prompt and {new} new tokens), {self.name} "
                 f"allows {most:,}: shorten it, choose a policy that keeps less, or raise 'max_cache_bytes' or "
                 "'max_paged_bytes' in its 'limits'"
             )
-        return Demand(memory, new / manifest.prompt_tokens if limits.max_in_step > 1 else 0.0)
+        ratio = new / manifest.prompt_tokens if limits.max_in_step > 1 else 0.0
+        return Demand(memory, ratio, predicted.sent_each)
 
     def foresee(self, stream: PeerStream, message: Message) -> Callable[[], object] | None:
         """Return what a client's session costs, if that takes time to predict."""

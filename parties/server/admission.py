@@ -8,8 +8,8 @@ fewer places.
 
 Whose turn it is goes round the clients that have a session waiting, so that many sessions of one client delay another's by
 one at most. Of one client's sessions in step, the one goes first that generates most tokens for each token of its prompt:
-what it adds to their rounds is small for long, where a prompt is large and soon over. A session whose memory does not fit
-beside that of those that run waits, and lets nobody pass.
+what it adds to their rounds is small for long, where a prompt is large and soon over. A session waits whose memory does not
+fit beside that of those that run, or with which a token of all of them would send more than is granted; it lets nobody pass.
 """
 
 from __future__ import annotations
@@ -28,20 +28,22 @@ Grant = Callable[[str], tuple[int, int]]
 @dataclass(frozen=True)
 class Demand:
     """What a session asks of a server, public. memory: bytes, as predicted; ratio: tokens that it generates for each token
-    of its prompt, 0 where turns are in the order of arrival."""
+    of its prompt, 0 where turns are in the order of arrival; sent: bytes that a party sends for a token, as predicted."""
 
     memory: int = 0
     ratio: float = 0.0
+    sent: int = 0
 
 
 @dataclass(frozen=True)
 class Room:
     """What a server has. slots: sessions that run at a time; queued: sessions that wait at most; memory: bytes of those that
-    run together, None for any."""
+    run together, None for any; sent: bytes that it may send for a token of each of them together, None for any."""
 
     slots: int
     queued: int
     memory: int | None = None
+    sent: int | None = None
 
 
 NOTHING = Demand()
@@ -68,9 +70,7 @@ class Admission:
 
     def __init__(self, name: str, room: Room, grant: Grant, seconds: float) -> None:
         self._name = name
-        self._slots = room.slots
-        self._queued = room.queued
-        self._memory = room.memory
+        self._room = room
         self._grant = grant
         self._seconds = seconds
         self._changed = threading.Condition()
@@ -88,11 +88,15 @@ class Admission:
             self._tickets.add(ticket)
             self._queue(ticket)
             waiting, own = sum(map(len, self._queues.values())), len(self._queues.get(client, ()))
-            if ticket.state == "waiting" and (waiting > self._queued or own > queued):
+            if ticket.state == "waiting" and (waiting > self._room.queued or own > queued):
                 self._unqueue(ticket)
                 self._tickets.discard(ticket)
-                whole = waiting > self._queued
-                raise self._busy(self._slots, self._queued) if whole else self._busy(slots, queued, f" of '{client}'")
+                whole = waiting > self._room.queued
+                raise (
+                    self._busy(self._room.slots, self._room.queued)
+                    if whole
+                    else self._busy(slots, queued, f" of '{client}'")
+                )
             self._changed.notify_all()
         return ticket
 
@@ -103,8 +107,8 @@ class Admission:
         """
         slots, queued = self._grant(client)
         with self._changed:
-            if len(self._tickets) >= 2 * self._slots + self._queued:
-                raise self._busy(self._slots, self._queued)
+            if len(self._tickets) >= 2 * self._room.slots + self._room.queued:
+                raise self._full()
             if sum(ticket.client == client for ticket in self._tickets) >= 2 * slots + queued:
                 raise self._busy(slots, queued, f" of '{client}'")
             ticket = Ticket(client, demand)
@@ -160,9 +164,13 @@ class Admission:
             return sum(ticket.state == state for ticket in self._tickets)
 
     # ---- turns ---------------------------------------------------------------------------------------------------------
+    def _full(self) -> Busy:
+        return self._busy(self._room.slots, self._room.queued)
+
     def _busy(self, slots: int, queued: int, whose: str = "") -> Busy:
         waiting = f", and {queued} wait" if queued else ""
-        whose += "" if self._memory is None else f" or {self._memory:,} bytes of what they cache"
+        whose += "" if self._room.memory is None else f" or {self._room.memory:,} bytes of what they cache"
+        whose += "" if self._room.sent is None else f" or {self._room.sent:,} bytes sent for a token of each"
         return Busy(f"{self._name} is busy: it serves {slots} sessions{whose} at a time{waiting}; try again later")
 
     def _queue(self, ticket: Ticket) -> None:
@@ -179,7 +187,7 @@ class Admission:
             del self._queues[ticket.client]
 
     def _dispatch(self) -> None:
-        while self._running.total() < self._slots:
+        while self._running.total() < self._room.slots:
             client = next((c for c in self._queues if self._running[c] < self._grant(c)[0]), None)
             if client is None:
                 return
@@ -193,9 +201,12 @@ class Admission:
             self._running[client] += 1
 
     def _fits(self, ticket: Ticket) -> bool:
-        """Whether a session's memory is there; one that runs alone has what it was let in with."""
-        running = [other.demand.memory for other in self._tickets if other.state == "running"]
-        return self._memory is None or not running or sum(running) + ticket.demand.memory <= self._memory
+        """Whether what a session asks for is there; one that runs alone has what it was let in with."""
+        running = [other.demand for other in self._tickets if other.state == "running"]
+        asked, room = [*running, ticket.demand], self._room
+        memory = room.memory is None or sum(one.memory for one in asked) <= room.memory
+        sent = room.sent is None or sum(one.sent for one in asked) <= room.sent
+        return not running or (memory and sent)
 
     def _ahead(self, ticket: Ticket) -> int:
         """Return how many turns come before its own, if no client is at its limit."""

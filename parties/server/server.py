@@ -109,7 +109,7 @@ class RoleServer(ABC, Generic[S]):
     def make_admission(self) -> Admission:
         """Return the places for sessions."""
         limits = self.config.limits
-        room = Room(limits.max_sessions, limits.max_queued, limits.cached_bytes)
+        room = Room(limits.max_sessions, limits.max_queued, limits.cached_bytes, limits.max_sent_bytes_together)
         return Admission(self.name, room, self.permissions.sessions, self.config.queue_seconds)
 
     def check_open(self) -> None:

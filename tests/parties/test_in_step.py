@@ -247,6 +247,17 @@ def test_a_session_that_would_cache_too_much_is_refused(tmp_path: Path, checkpoi
             deployment.client().ask([*PROMPT, 1], 4)
 
 
+def test_sessions_that_would_send_too_much_together_take_turns(tmp_path: Path, checkpoint: Path) -> None:
+    limits = {**IN_STEP, "max_queued_per_client": 8, "max_sent_bytes_together": 1}
+    with Deployment(tmp_path, 2, Toy().program, limits=limits, **PATIENT) as deployment:
+        deployment.share(checkpoint)
+        answers: Answers = {}
+        joined([ask(deployment, answers, number, 3) for number in (1, 2, 3)])
+        for number in (1, 2, 3):
+            right(answers[number], number, 3)
+            assert {cost["shared_rounds"] for cost in answers[number].costs.values()} == {0}  # type: ignore[union-attr]
+
+
 def test_all_parties_must_let_sessions_run_in_step(tmp_path: Path, checkpoint: Path) -> None:
     with Deployment(tmp_path, 2, Toy().program) as deployment:
         deployment.share(checkpoint)

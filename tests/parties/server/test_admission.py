@@ -66,6 +66,19 @@ def test_a_session_waits_for_memory_and_nobody_passes_it() -> None:
     assert (large.state, small.state) == ("running", "running")
 
 
+def test_a_session_waits_for_its_share_of_the_link() -> None:
+    admission = Admission("party0", Room(10, 0, memory=100, sent=1000), lambda client: (10, 10), 60)
+    alone = admission.enter("a", Demand(1, sent=5000))  # more than there is: it is slow by itself, and disturbs nobody
+    assert alone.state == "running"
+    with pytest.raises(Busy, match=r"10 sessions or 100 bytes of what they cache or 1,000 bytes sent for a token of each"):
+        admission.enter("b", Demand(1, sent=1))
+    admission.leave(alone)
+    first, second = admission.enter("a", Demand(1, sent=600)), admission.enter("b", Demand(1, sent=400))
+    assert (first.state, second.state) == ("running", "running")
+    with pytest.raises(Busy):
+        admission.enter("b", Demand(1, sent=1))
+
+
 def test_what_enters_counts_at_once() -> None:
     admission = Admission("party0", Room(10, 10, memory=100), lambda client: (10, 10), 60)
     tickets = [admission.enter("a", Demand(60)) for _ in range(3)]
