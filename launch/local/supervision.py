@@ -14,11 +14,22 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from launch.terminal.console import err
+
 SCRATCH_VARIABLE = "MPCACHE_SCRATCH"
 READY = "mpcache-ready"
 PROGRESS = "mpcache-progress"
 SEEN = "mpcache-seen"
 ORPHANED_EXIT = 3
+
+
+def begin(role: str, supervised: bool) -> None:
+    """Let a server's process end with its parent, or, where it has none, tell whoever looks on at a terminal that it has
+    been started: for some seconds it only reads its modules. (A log needs no such line: it begins with the address.)"""
+    if supervised:
+        end_with_parent()
+    elif err.is_terminal:
+        err.print(f"{role} starts: reading its modules", style="dim")
 
 
 def end_with_parent() -> None:

@@ -143,13 +143,6 @@ def _leave() -> NoReturn:
     raise SystemExit(READER_LEFT)
 
 
-def say_start(role: str) -> None:
-    """Tell who looks on that a server has been started: for some seconds it only reads its modules. A log needs no such
-    line: it begins with the address."""
-    if err.is_terminal:
-        err.print(f"{role} starts: reading its modules", style="dim")
-
-
 def write(text: str) -> None:
     """Write to standard output at once."""
     try:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from launch.cli.options import ConfigOption, SupervisedOption, TrustAuthorityOption
 from launch.local import supervision
-from launch.terminal.console import say_start
 
 
 def run(
     config: ConfigOption, insecure_trust_authority: TrustAuthorityOption = False, supervised: SupervisedOption = False
 ) -> None:
     """Run the dealer until SIGTERM or Ctrl-C."""
-    if supervised:
-        supervision.end_with_parent()
-    else:
-        say_start("dealer")
+    supervision.begin("dealer", supervised)
     from launch.serve.roles import load_role, serve
     from parties.dealer.dealer import DealerServer
 

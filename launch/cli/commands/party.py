@@ -9,7 +9,6 @@ import typer
 
 from launch.cli.options import ConfigOption, SupervisedOption, TrustAuthorityOption
 from launch.local import supervision
-from launch.terminal.console import say_start
 
 
 def run(
@@ -23,10 +22,7 @@ def run(
     With `workers: N` in its file it starts N - 1 further processes, which hold its weights together with this one; or start
     all of them by `torchrun --nproc-per-node N --no-python mpcache party --config FILE`.
     """
-    if supervised:
-        supervision.end_with_parent()
-    else:
-        say_start("party")
+    supervision.begin("party", supervised)
     from launch.local.openings import telling
     from launch.serve.ranks import given_place, party_ranks, serve_rank
     from launch.serve.roles import load_role, serve

@@ -28,7 +28,7 @@ from launch.local import supervision
 from launch.local.checks import check_suite
 from launch.local.signals import Terminated
 from launch.terminal import logs
-from launch.terminal.console import err, say_start
+from launch.terminal.console import err
 from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -137,10 +137,7 @@ def run(
     supervised: SupervisedOption = False,
 ) -> None:
     """Serve OpenAI's HTTP API with private generations, at the user's side; see docs/gateway.md."""
-    if supervised:
-        supervision.end_with_parent()
-    else:
-        say_start("gateway")
+    supervision.begin("gateway", supervised)
     check_suite(suite)
     door = Door(listen, tls_certificate, tls_key, insecure_listen, checked_format(log_format))
     host = _checked_host(door, api_key_file is not None and insecure_no_key)

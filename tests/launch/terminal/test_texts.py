@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from launch.cli.options import read_prompt
 from launch.terminal import console
@@ -60,11 +59,3 @@ def test_an_output_that_lacks_characters(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8"))
     console.print_json({"text": "é漢"})
     assert written.getvalue().decode().endswith('{"text": "é漢"}\n')
-
-
-@pytest.mark.parametrize("looks_on", [True, False])
-def test_that_a_server_starts_is_told_to_who_looks_on(monkeypatch: pytest.MonkeyPatch, looks_on: bool) -> None:
-    seen = io.StringIO()
-    monkeypatch.setattr(console, "err", Console(file=seen, force_terminal=looks_on, color_system=None))
-    console.say_start("party")
-    assert seen.getvalue() == ("party starts: reading its modules\n" if looks_on else "")
