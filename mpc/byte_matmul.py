@@ -75,20 +75,16 @@ def _one(a: Tensor, b: Tensor, bits: int, out: Tensor, few: int) -> None:
     step = max(_LEAST_COLUMNS, _BLOCK // (count * size))
     for start in range(0, columns, step):
         block = b[start : start + step]
-        total = torch.empty((a.shape[0], block.shape[0]), dtype=torch.int32 if bits <= 32 else torch.int64)
-        for piece, digits in zip(pieces, left, strict=True):
-            width = piece.stop - piece.start
-            other = _digits(block[:, piece], count, False)
-            for s in range(count):
-                used = min(s + 1, few)
-                part = torch._int_mm(
-                    digits[:, (few - used) * width :], other[:, (s + 1 - used) * width : (s + 1) * width].t()
-                )
-                if s == 0 and piece.start == 0:
-                    total.copy_(part)
-                else:
-                    total.add_(part, alpha=1 << 8 * s)
-        out[:, start : start + step] = total
+        right = [_digits(block[:, piece], count, False) for piece in pieces]
+        total = np.zeros((a.shape[0], block.shape[0]), np.int32 if bits <= 32 else np.int64)
+        for s in reversed(range(count)):
+            used = min(s + 1, few)
+            np.left_shift(total, 8, out=total)
+            for digits, other in zip(left, right, strict=True):
+                width = other.shape[1] // count
+                first, second = digits[:, (few - used) * width :], other[:, (s + 1 - used) * width : (s + 1) * width]
+                np.add(total, torch._int_mm(first, second.t()).numpy(), out=total)
+        out[:, start : start + step] = torch.from_numpy(total)
     if bits < 64:
         out.bitwise_and_((1 << bits) - 1)
 
