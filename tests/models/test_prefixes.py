@@ -226,6 +226,9 @@ def test_batches_behind_a_prefix_are_those_of_a_prompt_whose_first_batch_it_is(p
         ("gpt2", "crypten", 2, BATCHES),
         ("llama-grouped", "masked", 3, "h2o:budget=0.5"),
         ("gpt2", "crypten", 2, "h2o:budget=0.5"),
+        ("gpt2", "masked", 2, "elastic:budget=0.5"),
+        ("llama-grouped", "masked", 3, "d2o:budget=0.5"),
+        ("gpt2", "crypten", 2, "kvmerger:budget=0.5"),
     ],
 )
 def test_sessions_on_shares_begin_behind_rows_that_are_loaded_once(
