@@ -60,7 +60,9 @@ def matmul(a: Tensor, b: Tensor | DigitMatrix, bits: int = RING_BITS, left_bits:
         return ring.matmul(a, b, bits, left_bits)
     if len(b.shape) != 2 or (isinstance(b, Tensor) and b.device.type != "cpu"):  # elsewhere no address says which it is
         return ring.matmul(a, b, bits, left_bits)
-    where = id(b) if isinstance(b, DigitMatrix) else (b.data_ptr(), b.shape, b.stride(), b.dtype)
+    elements = b.digits if isinstance(b, DigitMatrix) else b
+    at = (id(b.memory), b.start) if isinstance(b, DigitMatrix) else b.data_ptr()
+    where = (at, elements.shape, elements.stride(), b.dtype)
 
     def products(rows: list[Tensor]) -> list[Tensor]:
         if len(rows) == 1:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from mpc import ring
+from mpc.device.digits import DigitMatrix
 from mpc.errors import ConfigurationError, MpcacheError
 from mpc.in_step import StepMember
 from mpc.joint_products import joined, matmul
+from tests.devices import STAND_IN, computing_on
 from tests.mpc.test_in_step import View, running, wait_until
 
 BITS = 40
@@ -123,6 +125,24 @@ def test_products_of_some_rows_of_no_and_of_many_entries() -> None:
     )
     a, b = rows_of(1, 5).repeat(1, 70), MATRIX[:, :6].t().repeat(1, 70).t()
     assert ring.matmul(a, b, BITS).tolist() == by_hand(a, b, BITS)
+
+
+def test_digits_on_a_device_are_read_once_for_all_sessions(products: list[int]) -> None:
+    with computing_on(STAND_IN) as device:
+        matrix = DigitMatrix.of(MATRIX.contiguous().to(device))
+
+        def program(_member: StepMember, number: int) -> tuple[Tensor, Tensor]:
+            rows = rows_of(number, 1).to(device)
+            turned = matrix.moved(lambda t: t.t())  # each session turns the same digits for itself
+            wide = torch.cat([rows, rows], -1) + number  # written down, and not computed yet
+            return matmul(rows, matrix, BITS).cpu(), matmul(wide, turned, BITS).cpu()
+
+        results = together(3, program)
+    assert products == [3, 3]
+    for number, (first, second) in enumerate(results):
+        assert first.tolist() == by_hand(rows_of(number, 1), MATRIX, BITS)
+        wide = rows_of(number, 1).repeat(1, 2) + number
+        assert second.tolist() == by_hand(wide, MATRIX.t(), BITS)
 
 
 def test_matrices_of_another_device_are_not_taken_for_each_other(products: list[int]) -> None:
