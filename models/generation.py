@@ -204,6 +204,7 @@ async def generate(
         logits = await prefill(decoder, cache, prompt, progress, released)
     chosen: Value | None = None
     for step in range(plan.new_tokens):
+        cache.enter_token(last=step + 1 == plan.new_tokens)
         with suite.ledger.timed(f"token {step}"):
             if chosen is not None:
                 logits = await decoder.forward(chosen, cache, True, whole=released)
@@ -229,6 +230,7 @@ async def _drafted(decoder: Decoder, cache: KVCache, plan: GenerationPlan, draft
         rows = draft.rows(plan.new_tokens - produced)
         inputs = suite.indices(rows, endpoint.next_tokens(step, rows), vocabulary)
         step += 1
+        cache.enter_token(last=produced + 1 == plan.new_tokens)
         with suite.ledger.timed(f"token {produced}"):
             logits = await decoder.verify(inputs, cache)
             _, share = await choice(suite, logits, plan.decoding, plan.temperature, decoder.architecture.logit_cap)

@@ -35,6 +35,9 @@ class Pager(Protocol):
     def enter(self, layer: int) -> None:
         """Hear that a layer's rows are needed from now on, and those of the layer before no more."""
 
+    def enter_last(self) -> None:
+        """Hear that each layer is entered once more, and then never again."""
+
 
 class Paged:
     """What holds the rows of layers, which may lie elsewhere. pager: None where all are in memory."""
@@ -45,6 +48,11 @@ class Paged:
         """Have a layer's rows in memory from here on; those of the layer before may go. Local."""
         if self.pager is not None:
             self.pager.enter(layer)
+
+    def enter_token(self, last: bool) -> None:
+        """Say whether what follows is the last token: no layer's rows are needed behind it."""
+        if last and self.pager is not None:
+            self.pager.enter_last()
 
 
 class RowsField(Generic[T]):

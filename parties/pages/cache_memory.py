@@ -129,6 +129,7 @@ class SessionPager:
         self._whole: dict[int, int] = {}  # of all layers, as they were last in memory
         self._now = -1
         self._before = -1
+        self._last = False
         self._failed: MpcacheError | None = None
 
     # ---- for the program ---------------------------------------------------------------------------------------------
@@ -154,6 +155,10 @@ class SessionPager:
         for key, shelf in self._shelves.items() if ahead is not None else ():
             if key[0] == ahead:
                 shelf.expect()
+
+    def enter_last(self) -> None:
+        """As in `Pager`."""
+        self._last = True
 
     def fetch(self, layer: int) -> None:
         """Have a layer's rows in memory."""
@@ -302,7 +307,7 @@ class SessionPager:
 
     def _note(self, waits: bool) -> None:
         sizes = tuple(self._whole.get(layer, 0) for layer in range(len(self._layers)))
-        self._memory.entered(Entered(self.session, self._now, sizes, waits))
+        self._memory.entered(Entered(self.session, self._now, sizes, waits, self._last))
 
 
 class _Stand:

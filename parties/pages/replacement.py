@@ -2,9 +2,11 @@
 
 A *unit* is a layer of a session: its rows are needed all at once, and in the order of layers, which is the same for every
 token. So inside a session the future is known, and whoever lets the unit go that is needed latest (Belady's rule) reads as
-little as anybody could. Across sessions it is predicted from what was seen last: after how many tokens a session waits for
-its client, and how long; until then nobody knows, and its rows go first. Time is counted in layers that any session enters,
-of which a session that computes enters one of as many as there are such sessions.
+little as anybody could; behind the last token that a session may generate nothing is needed. Across sessions it is predicted
+from what was seen last: after how many tokens a session waits for its client, and how long; of one that waits for the first
+time, how long the last client did that was waited for. Until somebody has answered nobody knows, and rows of those that wait
+go first. Time is counted in layers that any session enters, of which a session that computes enters one of as many as there
+are such sessions.
 
 A session that computes gives up a layer that another one asks for when it enters its next one, one layer at a time; one that
 waits gives up any, at once.
@@ -22,6 +24,7 @@ Unit = tuple[str, int]
 """A session and a layer of it."""
 
 FAR = 1 << 30  # steps; behind any known use
+NEVER = 1 << 31
 
 
 def steps_until(layer: int, at: int, layers: int) -> int:
@@ -36,12 +39,14 @@ def steps_until(layer: int, at: int, layers: int) -> int:
 @dataclass(frozen=True)
 class Entered:
     """One line of a schedule: a session needs a layer or, if it `waits`, begins to wait for its client there. sizes: bytes
-    of its layers by now, in order; none in the last line of a session. All public."""
+    of its layers by now, in order; none in the last line of a session. last: it is at the last token that it may generate.
+    All public."""
 
     session: str
     layer: int
     sizes: tuple[int, ...]
     waits: bool = False
+    last: bool = False
 
 
 Schedule = Sequence[Entered]
@@ -76,12 +81,13 @@ class Memory:
 
 @dataclass
 class _Place:
-    """Where a session is. tokens: since it waited last; between: of those before that, as many as it had; began: when the
-    wait began, now or last; waited: how long the one before took. None: not known yet."""
+    """Where a session is. last: at its last token; tokens: since it waited last; between: of those before that, as many as
+    it had; began: when the wait began, now or last; waited: how long the one before took. None: not known yet."""
 
     layer: int = 0
     layers: int = 1
     waits: bool = False
+    last: bool = False
     tokens: int = 0
     between: int | None = None
     began: int = 0
@@ -94,6 +100,7 @@ class Sessions:
     def __init__(self) -> None:
         self._at: dict[str, _Place] = {}
         self._now = 0
+        self._waited: int | None = None  # steps that a client took last, anyone's
 
     def enter(self, line: Entered) -> None:
         """Note where a session is now."""
@@ -102,9 +109,9 @@ class Sessions:
             self._at.pop(line.session, None)
             return
         place = self._at.setdefault(line.session, _Place())
-        place.layer, place.layers = line.layer, len(line.sizes)
+        place.layer, place.layers, place.last = line.layer, len(line.sizes), line.last
         if place.waits:
-            place.waited = self._now - place.began
+            place.waited = self._waited = self._now - place.began
         place.waits = line.waits
         if line.waits:
             place.began, place.between, place.tokens = self._now, place.tokens, 0
@@ -119,10 +126,12 @@ class Sessions:
             return FAR, layer
         turn = max(1, sum(not place.waits for place in self._at.values()))
         if at.waits:
-            if at.waited is None:
+            waited, gone = self._waited if at.waited is None else at.waited, self._now - at.began
+            if waited is None:
                 return FAR + layer, layer
-            gone = self._now - at.began
-            return (at.waited - gone if gone < at.waited else gone) + (layer + 1) * turn, layer
+            return (waited - gone if gone < waited else gone) + (layer + 1) * turn, layer
+        if at.last and layer <= at.layer:
+            return NEVER, layer
         found = steps_until(layer, at.layer, at.layers) * turn
         if layer <= at.layer and at.waited is not None and at.between is not None and at.tokens >= at.between:
             found += at.waited  # it will wait before it needs this one

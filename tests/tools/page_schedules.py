@@ -28,7 +28,7 @@ def session(name: str, layers: int, prompt: int, tokens: int, pause: int = 0) ->
     sizes = [0] * layers
     for token in range(tokens):
         for layer in range(layers):
-            yield Entered(name, layer, tuple(sizes))
+            yield Entered(name, layer, tuple(sizes), last=token + 1 == tokens)
             sizes[layer] = ROW * (prompt + token)
         if pause and token % pause == pause - 1:
             yield Entered(name, layers - 1, tuple(sizes), waits=True)
@@ -52,6 +52,11 @@ def beside(sessions: list[tuple[int, Iterator[Entered]]], patience: int = 0) -> 
     return found
 
 
+def after_every_token(tokens: int) -> Schedule:
+    """Four sessions that wait for their clients after each token."""
+    return beside([(30 * n, session(f"s{n}", 12, 256, tokens, pause=1)) for n in range(4)], patience=12)
+
+
 def schedules() -> dict[str, Schedule]:
     """Schedules by name."""
     return {
@@ -62,9 +67,8 @@ def schedules() -> dict[str, Schedule]:
         "4 whose clients answer late": beside(
             [(30 * n, session(f"s{n}", 12, 256, 16, pause=2 + n)) for n in range(4)], patience=60
         ),
-        "4 that wait after every token": beside(
-            [(30 * n, session(f"s{n}", 12, 256, 24, pause=1)) for n in range(4)], patience=12
-        ),
+        "4 that wait after every token": after_every_token(24),
+        "the same, short answers": after_every_token(16),
     }
 
 

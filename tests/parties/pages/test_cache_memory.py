@@ -56,6 +56,7 @@ def test_a_session_in_pages_is_the_same_session(suite: str, policy: str, tmp_pat
     layers = checkpoint.architecture.layers
     assert paged.memory.counts.needed == (NEW - 1) * layers
     assert paged.memory.counts.read >= (NEW - 1) * layers - 1
+    assert [line.last for line in paged.schedule] == [False] * (NEW - 1) * layers + [True] * layers + [False]  # it ends
     assert {"k", "v"} <= paged.shelved
     assert paged.memory.paged_bytes == 0
     assert list(paged.store.root.glob("session-*")) == []
