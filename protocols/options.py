@@ -6,19 +6,48 @@ public.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, Literal
+from functools import cache
+from typing import ClassVar
 
 from mpc.errors import ConfigurationError, RangeError
 from protocols.bounds import RANGE_KINDS, RANGES, Bounds
 from protocols.expert_ways import DENSE, ExpertsWay
 
-Prefer = Literal["auto", "rounds", "bytes"]
-PREFERENCES: tuple[Prefer, ...] = ("auto", "rounds", "bytes")
+PREFERENCES = ("auto", "rounds", "bytes")
 
 OptionValue = bool | int | float | str | None
 """An option's value as it comes from a command line, a file or the wire."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What parties are connected by. round_seconds: from a message to the answer that it lets the other party send;
+    bytes_per_second: of a link."""
+
+    round_seconds: float = 0.01
+    bytes_per_second: float = 1.25e8
+
+    @classmethod
+    @cache
+    def parse(cls, text: str) -> Network | None:
+        """Return the network of a text such as `40ms/400mbit`; None for another text. From 0.01 to 10 000 ms, and 1 to
+        1 000 000 Mbit/s.
+
+        >>> Network.parse("40ms/400mbit"), Network.parse("0ms/1mbit"), Network.parse("rounds")
+        (Network(round_seconds=0.04, bytes_per_second=50000000.0), None, None)
+        """
+        found = re.fullmatch(r"(\d{1,5}(?:\.\d{1,3})?)ms/(\d{1,7}(?:\.\d{1,3})?)mbit", text, re.ASCII)
+        if found is None:
+            return None
+        delay, rate = float(found[1]), float(found[2])
+        return cls(delay / 1000, rate * 125_000) if 0.01 <= delay <= 1e4 and 1 <= rate <= 1e6 else None
+
+
+USUAL_NETWORK = Network()
+"""What `auto` assumes: a network between organisations of one region, links of 1 Gbit/s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +109,8 @@ class BoundedOptions(SuiteOptions):
 class MaskedOptions(BoundedOptions):
     """Settings of the suite `masked`: 8 to 16 fraction bits, and bounds from which its rings follow.
 
-    prefer: of gates that have several forms the one with the fewest `rounds` or the fewest `bytes`; by default the one that
-    is predicted to be done soonest (`protocols.masked.forms`).
+    prefer: of gates that have several forms the one with the fewest `rounds` or the fewest `bytes`, or the one that is
+    predicted to be done soonest (`protocols.masked.forms`) on a network, such as `40ms/400mbit`; `auto` is `10ms/1000mbit`.
 
     >>> options = MaskedOptions(score=8, residual="10*2 15")
     >>> options.fraction_bits, options.bounds["score"].at(0), options.bounds["residual"].at(2)
@@ -89,11 +118,15 @@ class MaskedOptions(BoundedOptions):
     """
 
     fraction_bits: int = 14
-    prefer: Prefer = "auto"
+    prefer: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.prefer not in PREFERENCES:
-            raise ConfigurationError(f"suite 'masked': prefer = {self.prefer!r} must be one of {', '.join(PREFERENCES)}")
+        known = isinstance(self.prefer, str) and (self.prefer in PREFERENCES or Network.parse(self.prefer))
+        if not known:
+            raise ConfigurationError(
+                f"suite 'masked': prefer = {self.prefer!r} must be one of {', '.join(PREFERENCES)}, or a network's round "
+                "trip and rate such as 40ms/400mbit (0.01 to 10000 ms, 1 to 1000000 Mbit/s)"
+            )
         if not _within(self.fraction_bits, 8, 16):
             raise RangeError(f"suite 'masked' needs 8 to 16 fraction bits, got {self.fraction_bits!r}")
         super().__post_init__()

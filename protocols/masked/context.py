@@ -30,7 +30,6 @@ from mpc.ranks import Ranks
 from mpc.shape_tensor import broadcast, shape_tensor
 from mpc.tape import CountingTape, Tape
 from protocols.masked.shares import Masked, Shared
-from protocols.options import Prefer
 from protocols.schedule import Request
 
 T = TypeVar("T")
@@ -181,7 +180,7 @@ class Context:
         counted = parties - 1 if perspective is None else perspective
         self.perspective = channel.party if channel is not None else counted
         self.ranks: Ranks | None = None  # of this party, which weights are split over when they are loaded
-        self.prefer: Prefer = "auto"  # which form of a gate is run, see `protocols.masked.forms`
+        self.prefer: str = "auto"  # which form of a gate is run, see `protocols.masked.forms`
         self.ledger = channel.ledger if channel is not None else tape.ledger
         self.observer: Callable[[Tensor, int], None] | None = None  # of all that is masked when it arrives
         self.revealed: Callable[[Tensor, int], None] | None = None  # of what is opened in the clear (after a shuffle)

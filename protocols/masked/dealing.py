@@ -21,23 +21,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from protocols.masked import dpf, forms
+from protocols.masked import dpf
 from protocols.masked.context import Context
 from protocols.masked.forms import Form, choose
 from protocols.masked.one_hot import one_hot_table
 from protocols.masked.shares import Masked, Shared
-from protocols.options import Prefer
 
 Dealing = Literal["table", "dpf"]
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of work on one core, and bytes a second of the dealer's link (1 Gbit/s).
-
-    Work: `tests/tools/dealing_rates.py` on an AMD EPYC with AES instructions (entries of whole bytes; `loose` is what others
-    take more).
-    """
+    """Seconds of work on one core: `tests/tools/dealing_rates.py` on an AMD EPYC with AES instructions (entries of whole
+    bytes; `loose` is what others take more)."""
 
     table_dealer_entry: float = 2.5e-9
     table_party_entry: float = 2.0e-9
@@ -46,7 +42,6 @@ class Rates:
     key_party_block: float = 1.0e-8
     key_party_entry: float = 4.4e-9
     key_call: float = 2.8e-4  # what a call takes more than a table's, whatever its size
-    bytes_per_second: float = 1.25e8
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ def key_cost(elements: int, width: int, bits: int, rates: Rates | None = None) -
 
 
 def choose_dealing(
-    elements: int, width: int, bits: int, parties: int, rates: Rates | None = None, prefer: Prefer = "auto"
+    elements: int, width: int, bits: int, parties: int, rates: Rates | None = None, prefer: str = "auto"
 ) -> Dealing:
     """Return the dealing that `forms.choose` takes. Always "table" for more than two parties, or where a leaf covers the
     domain."""
@@ -87,7 +82,7 @@ def choose_dealing(
     r = rates or Rates()
     found = {"dpf": key_cost(elements, width, bits, r), "table": table_cost(elements, width, bits, r)}
     costs = [Form(name, 0, 0, cost.dealt_bytes, cost.party, cost.dealer) for name, cost in found.items()]
-    return "dpf" if choose(costs, prefer, forms.Rates(bytes_per_second=r.bytes_per_second)) == "dpf" else "table"
+    return "dpf" if choose(costs, prefer) == "dpf" else "table"
 
 
 def one_hot(c: Context, x: Masked, low: int, width: int, bits: int) -> Shared:

@@ -1,9 +1,9 @@
 """Which form of a gate is run, where there are several: the one place.
 
 Forms give the same value and differ in rounds, bytes and work: harmonics or one-hot bits, point functions or tables. A gate
-lists what each form of it costs for its number of elements, and `choose` takes the one that is done soonest, by constants of
-`Rates` and public sizes only, never by a clock: dealer, parties and estimate decide alike. The option `prefer` of the suite
-overrides it: `rounds` (fewest rounds first), `bytes` (fewest dealt and sent bytes first).
+lists what each form of it costs for its number of elements, and `choose` takes the one that is done soonest, by constants,
+by the network that the suite's option `prefer` names, and by public sizes, never by a clock: dealer, parties and estimate
+decide alike. `prefer` may also be `rounds` (fewest rounds first) or `bytes` (fewest dealt and sent bytes first).
 
 Leaks: nothing; public sizes decide (docs/security.md, "Choice of dealing").
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from protocols.options import Prefer
+from protocols.options import USUAL_NETWORK, Network
 
 
 @dataclass(frozen=True)
@@ -38,39 +38,39 @@ def by_bytes(name: str, rounds: int, sent: float, dealt: float) -> Form:
     return Form(name, rounds, sent, dealt, BYTE_WORK * dealt, BYTE_DEALING * dealt)
 
 
-@dataclass(frozen=True)
-class Rates:
-    """What `auto` assumes: seconds a round (a network between organisations of one region), bytes a second of links."""
-
-    round_seconds: float = 0.01
-    bytes_per_second: float = 1.25e8
+def network(prefer: str) -> Network:
+    """Return the network that a preference names, the usual one where it names none."""
+    return Network.parse(prefer) or USUAL_NETWORK
 
 
-USUAL = Rates()
+def round_bytes(prefer: str) -> float:
+    """Return the bytes that a round is worth, for plans with many sizes to choose: by the network; ten megabytes where
+    rounds are what counts, none where bytes are.
+
+    >>> round_bytes("auto"), round_bytes("40ms/400mbit"), round_bytes("bytes")
+    (1250000.0, 2000000.0, 0.0)
+    """
+    found = network(prefer)
+    return {"rounds": 1e7, "bytes": 0.0}.get(prefer, found.round_seconds * found.bytes_per_second)
 
 
-def round_bytes(prefer: Prefer, rates: Rates = USUAL) -> float:
-    """Return the bytes that a round is worth, for plans with many sizes to choose: by the rates; ten megabytes where
-    rounds are what counts, none where bytes are."""
-    return {"auto": rates.round_seconds * rates.bytes_per_second, "rounds": 1e7, "bytes": 0.0}[prefer]
-
-
-def seconds(form: Form, rates: Rates = USUAL) -> float:
+def seconds(form: Form, network: Network = USUAL_NETWORK) -> float:
     """Return the seconds that a form takes from the dealer's first step to the last party's last."""
-    moved = (form.sent + form.dealt) / rates.bytes_per_second
-    return form.rounds * rates.round_seconds + moved + form.work + form.dealing
+    moved = (form.sent + form.dealt) / network.bytes_per_second
+    return form.rounds * network.round_seconds + moved + form.work + form.dealing
 
 
-def choose(forms: Sequence[Form], prefer: Prefer = "auto", rates: Rates = USUAL) -> str:
+def choose(forms: Sequence[Form], prefer: str = "auto") -> str:
     """Return the name of the form to run; of equals the first.
 
     >>> few = [Form("point functions", 0, 0, 1000), Form("bits", 1, 100, 300)]
     >>> many = [Form(f.name, f.rounds, 1e5 * f.sent, 1e5 * f.dealt) for f in few]
-    >>> choose(few), choose(many), choose(many, "rounds"), choose(few, "bytes")
-    ('point functions', 'bits', 'point functions', 'bits')
+    >>> choose(few), choose(many), choose(many, "rounds"), choose(few, "bytes"), choose(many, "900ms/1000mbit")
+    ('point functions', 'bits', 'point functions', 'bits', 'point functions')
     """
+    here = network(prefer)
     if prefer == "rounds":
-        return min(forms, key=lambda f: (f.rounds, seconds(f, rates))).name
+        return min(forms, key=lambda f: (f.rounds, seconds(f, here))).name
     if prefer == "bytes":
-        return min(forms, key=lambda f: (f.sent + f.dealt, seconds(f, rates))).name
-    return min(forms, key=lambda f: seconds(f, rates)).name
+        return min(forms, key=lambda f: (f.sent + f.dealt, seconds(f, here))).name
+    return min(forms, key=lambda f: seconds(f, here)).name

@@ -46,7 +46,6 @@ from protocols.masked.one_hot import deal_scaled, look_up, rotate
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.top_k import rank_bits, rank_shares, ranks
 from protocols.masked.zero_test import by_points
-from protocols.options import Prefer
 from protocols.schedule import together
 
 SIZES = (*range(2, 17), 20, 24, 28, 32, 40, 48, 56, 64)  # of groups, but for the last
@@ -94,7 +93,7 @@ def _chosen(count: int, bits: int, parties: int, worth: float) -> tuple[float, t
     return found
 
 
-def group_sizes(shape: Sequence[int], bits: int, parties: int, prefer: Prefer = "auto") -> tuple[int, ...]:
+def group_sizes(shape: Sequence[int], bits: int, parties: int, prefer: str = "auto") -> tuple[int, ...]:
     """Return the sizes of groups, level by level, for values [..., n] in a ring of `bits` bits; the last is that of the only
     group of the last level.
 

@@ -126,12 +126,12 @@ def _check(x: Masked, spread: Spread, bits: bool) -> Below | None:
     return None
 
 
-def _counts_form(rows: Rows, tests: int, width: int, parties: int) -> Form:
+def _counts_form(c: Context, rows: Rows, tests: int, width: int) -> Form:
     """Return what counts cost beyond the one-hot bits that hashes are dealt."""
     bits = rows.longest.bit_length()
-    hot, zero = table_cost(rows.entries, width, bits), zero_test.small_form(tests, bits, width + 1, parties)
+    hot, zero = table_cost(rows.entries, width, bits), zero_test.small_form(tests, bits, width + 1, c.parties, c.prefer)
     dealt = hot.dealt_bytes - (rows.entries << width) / 8 + zero.dealt
-    sent = tests * bits * (parties - 1) / 8
+    sent = tests * bits * (c.parties - 1) / 8
     return Form(COUNTS, 0, sent, dealt, hot.party + zero.work, hot.dealer + zero.dealing)
 
 
@@ -155,7 +155,7 @@ def _form(c: Context, rows: Rows, spread: Spread) -> str:
     if c.parties == 2 and (of_points := bits["points"]) is not None:
         forms.append(zero_test.points_form(tests, of_points, _bytes_of(width)))
     if rows.longest <= COUNTED:
-        forms.append(_counts_form(rows, tests, width, c.parties))
+        forms.append(_counts_form(c, rows, tests, width))
     require(bool(forms), "softmax", f"{tests} hashes at once; batches of fewer rows need fewer")
     return choose(forms, c.prefer)
 

@@ -50,18 +50,18 @@ def table_form(elements: int, bits: int, result: int) -> Form:
     return Form("table", 0, 0, cost.dealt_bytes, cost.party, cost.dealer)
 
 
-def small_form(elements: int, bits: int, result: int, parties: int) -> Form:
+def small_form(elements: int, bits: int, result: int, parties: int, prefer: str) -> Form:
     """Return the form that `of_few_bits` takes."""
     forms = [table_form(elements, bits, result)]
     if parties == 2:
         forms.append(points_form(elements, bits, result))
-    name = choose(forms)
+    name = choose(forms, prefer)
     return next(form for form in forms if form.name == name)
 
 
 def of_few_bits(c: Context, x: Masked, bits: int) -> Shared:
     """Return 1 where x is 0, else 0, modulo 2^bits, for an x of few bits; local."""
-    by = by_points if small_form(x.shape.numel(), x.bits, bits, c.parties).name == "points" else by_table
+    by = by_points if small_form(x.shape.numel(), x.bits, bits, c.parties, c.prefer).name == "points" else by_table
     return by(c, x, bits)
 
 

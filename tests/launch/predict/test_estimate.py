@@ -320,7 +320,14 @@ def test_votes_of_the_most_layers_that_may_share_fit_their_ring(heads: int, obse
 
 
 @pytest.mark.parametrize(
-    ("prefer", "layer", "choice", "dealt"), [("auto", 16, 12, 29.6e6), ("rounds", 16, 9, 36e6), ("bytes", 24, 48, 14.5e6)]
+    ("prefer", "layer", "choice", "dealt"),
+    [
+        ("auto", 16, 12, 29.6e6),
+        ("rounds", 16, 9, 36e6),
+        ("bytes", 24, 48, 14.5e6),
+        ("1ms/1000mbit", 21, 21, 17.8e6),
+        ("40ms/1000mbit", 16, 9, 36e6),
+    ],
 )
 def test_a_token_of_gpt2(prefer: str, layer: int, choice: int, dealt: float) -> None:
     """What a token behind 1 023 others takes: rounds of a layer and of the arg-max, bytes dealt, by preference."""
@@ -340,6 +347,13 @@ def test_a_token_of_gpt2_that_chooses(prefer: str, rounds: int, dealt: float) ->
     assert each["rounds"] <= rounds
     assert each["offline_bytes"] <= dealt
     assert each["bytes_sent"] / 12 < 0.24e6
+
+
+def test_a_token_of_gpt2_with_mpcache_on_a_network_of_3_milliseconds() -> None:
+    options = {"prefer": "3ms/1000mbit"}
+    found = estimate(SHAPES["gpt2"], Setting("masked", policy="mpcache", options=options), 1022, 3)
+    assert found.last_layer.total("rounds") <= 18
+    assert found.further.total("offline_bytes") / 2 <= 20e6
 
 
 def test_prompts_of_gpt2() -> None:

@@ -101,13 +101,12 @@ def test_the_dealing_that_is_taken_is_the_cheaper_one_as_counted(elements: int, 
     def counted(gate: Gate) -> int:
         return predict(gate, x, 2).offline_bytes - HEADER_BYTES
 
-    rates = dealing.Rates()
     costs = {"table": dealing.table_cost(elements, width, bits)}
     assert counted(table) == costs["table"].offline_bytes + HEADER_BYTES
     if dpf.Shape(width, bits).depth >= 1:
         costs["dpf"] = dealing.key_cost(elements, width, bits)
         assert counted(keys) == costs["dpf"].offline_bytes + 4 * HEADER_BYTES
-    cheapest = min(costs, key=lambda n: costs[n].dealer + costs[n].dealt_bytes / rates.bytes_per_second + costs[n].party)
+    cheapest = min(costs, key=lambda n: costs[n].dealer + costs[n].dealt_bytes / 1.25e8 + costs[n].party)
     assert dealing.choose_dealing(elements, width, bits, 2) == cheapest
     assert counted(taken) == counted(table if cheapest == "table" else keys)
     assert dealing.choose_dealing(elements, width, bits, 3) == "table"
@@ -119,8 +118,8 @@ def test_the_choice_follows_the_rates() -> None:
     assert dealing.choose_dealing(12 * 1024, 6, 11, 2) == "table"  # softmax's bins
     assert dealing.choose_dealing(12 * 64, 6, 64, 2) == "dpf"  # top-k's matrix
     assert dealing.choose_dealing(2, 8, 30, 2) == "table"  # a vocabulary's index
-    slow_link, slow_work = dealing.Rates(bytes_per_second=1e6), dealing.Rates(key_party_block=1e-5)
-    assert dealing.choose_dealing(12 * 1024, 6, 64, 2, slow_link) == "dpf"
+    slow_work = dealing.Rates(key_party_block=1e-5)
+    assert dealing.choose_dealing(12 * 1024, 6, 64, 2, prefer="10ms/8mbit") == "dpf"
     assert dealing.choose_dealing(12 * 64, 6, 64, 2, slow_work) == "table"
 
 

@@ -15,7 +15,6 @@ from protocols.masked.context import Context, open_value
 from protocols.masked.forms import round_bytes
 from protocols.masked.ranking import first_largest, group_sizes, last_bits, level_bits, maximum
 from protocols.masked.shares import Shared
-from protocols.options import Prefer
 from tests.protocols.gate_harness import Gate, chi_square, chi_square_limit, predict, run
 
 PARTIES = [2, 3]
@@ -170,7 +169,7 @@ def test_groups_are_the_cheapest_of_some(n: int) -> None:
         (32_000, "auto", 9, 6.7e6, 180e3),
     ],
 )
-def test_rounds_of_a_vocabulary(n: int, prefer: Prefer, rounds: int, dealt: float, sent: float) -> None:
+def test_rounds_of_a_vocabulary(n: int, prefer: str, rounds: int, dealt: float, sent: float) -> None:
     """With the opening of the logits; bytes of what follows it."""
 
     def gate(parties: int) -> Cost:

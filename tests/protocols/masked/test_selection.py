@@ -17,7 +17,6 @@ from protocols.masked.selection_matrix import selection_matrix
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.suite import MaskedSuite
 from protocols.masked.threshold import top_k_by_threshold
-from protocols.options import Prefer
 from protocols.suite import Value
 from tests.protocols.gate_harness import chi_square, chi_square_limit, predict, run
 from tests.protocols.masked.harness import run_masked
@@ -216,7 +215,7 @@ def test_what_the_threshold_opens_is_uniform() -> None:
 
 
 @pytest.mark.parametrize("prefer", ["auto", "rounds", "bytes"])
-def test_marks_are_the_same_by_every_form(prefer: Prefer) -> None:
+def test_marks_are_the_same_by_every_form(prefer: str) -> None:
     x = torch.cat([values(16, 2, 80), torch.randint(-1, 2, (2, 80))])
 
     async def gate(c: Context, s: Shared) -> list[Shared]:

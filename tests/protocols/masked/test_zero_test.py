@@ -59,7 +59,7 @@ def test_tables_of_few_bits(bits: int, parties: int) -> None:
 
 @pytest.mark.parametrize("parties", [2, 3])
 def test_few_bits_are_tested_by_what_is_predicted(parties: int) -> None:
-    names = {bits: zero_test.small_form(336, bits, 7, parties).name for bits in (5, 7, 11)}
+    names = {bits: zero_test.small_form(336, bits, 7, parties, "auto").name for bits in (5, 7, 11)}
     assert names == {5: "table", 7: "table", 11: "points" if parties == 2 else "table"}
 
 
