@@ -24,7 +24,7 @@ def is_name(model: Path) -> bool:
     return len(model.parts) == 1 and not model.is_absolute() and model.parts[0] not in ("..", "~")
 
 
-def named_folder(model: Path) -> Path:
+def named_folder(model: Path, option: str = "--model") -> Path:
     """Return the path itself where something is there, else the folder of the fetched model of this name.
 
     Raises `ConfigurationError` that says what would be right for anything else: a name that was not fetched yet, a shape
@@ -36,23 +36,23 @@ def named_folder(model: Path) -> Path:
     fetched = ", ".join(SOURCES)
     if not is_name(model):
         raise ConfigurationError(
-            f"--model {model}: nothing is there; give a checkpoint's folder, a GGUF file, or a name of `mpcache fetch` "
+            f"{option} {model}: nothing is there; give a checkpoint's folder, a GGUF file, or a name of `mpcache fetch` "
             f"({fetched})"
         )
     if (source := SOURCES.get(name)) is not None:
         folder = models_cache() / name
         if holds(folder, source.sha256):
             return folder
-        raise ConfigurationError(f"--model {name} is not fetched yet: run `mpcache fetch {name}`")
+        raise ConfigurationError(f"{option} {name} is not fetched yet: run `mpcache fetch {name}`")
     from models.shapes import ENCODER_SHAPES, SHAPES
 
     if name in SHAPES or name in ENCODER_SHAPES:
         raise ConfigurationError(
-            f"--model {name} is a known shape, which has no weights: estimate, plan and bench take it; here give a "
+            f"{option} {name} is a known shape, which has no weights: estimate, plan and bench take it; here give a "
             f"checkpoint's folder, a GGUF file, or a name of `mpcache fetch` ({fetched})"
         )
     raise ConfigurationError(
-        f"--model {name} is no folder here and no name of `mpcache fetch` ({fetched}); give a checkpoint's folder, a GGUF "
+        f"{option} {name} is no folder here and no name of `mpcache fetch` ({fetched}); give a checkpoint's folder, a GGUF "
         "file, or one of these names"
     )
 

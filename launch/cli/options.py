@@ -27,13 +27,13 @@ SHAPE_HELP = (
 SuiteOptionValue = bool | int | float | str | None
 
 
-def checkpoint_folder(model: Path | None) -> Path | None:
+def checkpoint_folder(option: typer.CallbackParam, model: Path | None) -> Path | None:
     """Return the folder that a model's path or name stands for (`launch.checkpoints.naming`); for a GGUF file that of its
     model, which is converted into the cache unless it is there."""
     from launch.checkpoints.naming import named_folder
     from models.gguf.header import is_gguf
 
-    model = None if model is None else named_folder(model)
+    model = None if model is None else named_folder(model, option.opts[0])
     if model is None or not is_gguf(model):
         return model
     from launch.checkpoints.converting import convert

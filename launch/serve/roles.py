@@ -50,7 +50,9 @@ def load_role(path: Path, role: Role, trust_authority: bool = False) -> RoleConf
     role_process.set_up(role in ("party", "dealer"))
     config = load_config(path)
     if config.role != role:
-        raise ConfigurationError(f"{path}: role is '{config.role}', not '{role}'; start it with `mpcache {config.role}`")
+        served = {config.role, role} == {"party", "dealer"}
+        remedy = f"start it with `mpcache {config.role}`" if served else f"give the file of a {role.replace('-', ' ')}"
+        raise ConfigurationError(f"{path}: role is '{config.role}', not '{role}'; {remedy}")
     check_device(config.device)
     return config.model_copy(update={"insecure_trust_authority": True}) if trust_authority else config
 

@@ -12,7 +12,7 @@ import traceback
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.measure import Measurement
 from rich.style import StyleType
 from rich.table import Table
@@ -23,11 +23,23 @@ from mpc.errors import MpcacheError
 
 class FittingConsole(Console):
     """A console that writes a table of numbers with more columns than it has room for as a list: a number that is cut is
-    none."""
+    none. What goes into a file or another program has room: no line of text and no id is broken there."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as `Console` does."""
+        if self._has_room and all(isinstance(one, str) for one in objects):
+            options.setdefault("soft_wrap", True)
         super().print(*(self._fitted(one) if isinstance(one, Table) else one for one in objects), **options)
+
+    @property  # type: ignore[misc]
+    def size(self) -> ConsoleDimensions:
+        """Return columns and lines."""
+        found = super().size
+        return ConsoleDimensions(FILE_WIDTH, found.height) if self._has_room else found
+
+    @property
+    def _has_room(self) -> bool:
+        return self._width is None and not self.is_terminal  # nobody has said how wide it is
 
     def _fitted(self, table: Table) -> RenderableType:
         numbers = any(column.justify == "right" for column in table.columns)
@@ -68,6 +80,7 @@ out = FittingConsole(highlight=False, emoji=False)
 ERROR_EXIT = 2
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ANY_WIDTH = 10_000  # columns, more than any table has
+FILE_WIDTH = 200
 RANGE_EXIT = 3
 READER_LEFT = 141  # as of a program that SIGPIPE ends
 _EXITS = {"range-exceeded": RANGE_EXIT}

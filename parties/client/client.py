@@ -149,6 +149,8 @@ class Client:
         asked = "the request" if model is None else repr(model)
         if not found:
             raise ConfigurationError("; ".join([f"no model fits {asked}; all parties hold: {listed}", *self.disputes]))
+        if len({m.name for m in found}) == len(found):
+            raise ConfigurationError(f"{len(found)} models fit {asked}: {listed}; ask for one by its name (--name)")
         raise ConfigurationError(
             f"{len(found)} models fit {asked}: {listed}; ask for one by its id (--name ID), or let the owner share it once "
             "more with `mpcache model-owner --replace`, which takes the others of that name away"

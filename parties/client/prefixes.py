@@ -18,8 +18,8 @@ from protocols.registry import SuiteSpec
 
 SECRET, PUBLIC = "secret", "public"
 RETRIEVALS = (SECRET, PUBLIC)
-AUTO = "auto"
-"""In place of a name: whichever public prefix the prompt begins with, or none."""
+AUTO, OFF = "auto", "off"
+"""In place of a name: whichever public prefix the prompt begins with, or none; none, where another one is usual."""
 
 
 def continues(wanted: str | None) -> bool:

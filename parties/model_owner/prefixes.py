@@ -21,7 +21,7 @@ from mpc.errors import ConfigurationError, WireError
 from parties.client.conversation import Conversation
 from parties.client.model_reference import ModelReference, close_all, common_models, connect_all, connected, describe_all
 from parties.client.outputs import Incoming
-from parties.client.prefixes import AUTO
+from parties.client.prefixes import AUTO, OFF
 from parties.config.role_config import RoleConfig
 from parties.errors import RangeExceeded
 from parties.identity.trust import own_identity
@@ -62,8 +62,9 @@ class PrefixText:
                 f"name '{self.name[:64]}' is not a prefix's: 1 to 64 letters, digits, '-', '_' or '.', and the first is a "
                 "letter or a digit"
             ) from None
-        if self.name == AUTO:
-            raise ConfigurationError(f"name '{AUTO}' means whichever prefix a prompt begins with; choose another one")
+        if self.name in (AUTO, OFF):
+            meaning = "whichever prefix a prompt begins with" if self.name == AUTO else "no prefix"
+            raise ConfigurationError(f"name '{self.name}' means {meaning}; choose another one")
         if not self.ids:
             raise ConfigurationError("the prefix is empty; give at least one token")
 
@@ -121,9 +122,14 @@ def prefixes(config: RoleConfig, model: str | None = None) -> dict[ModelReferenc
 
 
 def remove_prefix(config: RoleConfig, model: str | None, name: str) -> list[str]:
-    """Take a prefix of a model of this owner's away at all parties that hold one of that name or id; returns the ids. Raises
-    `ConfigurationError` where none does, `PermissionRefused`, `PeerError`."""
-    reference, removed = _taken_away(config, model, lambda one, reference: name in (one.name, one.prefix))
+    """Take a prefix of a model of this owner's away at all parties that hold one of that name or id; NAME.* stands for all
+    chunks of a text. Returns the ids. Raises `ConfigurationError` where none does, `PermissionRefused`, `PeerError`."""
+
+    def asked(one: wire.HeldPrefix) -> bool:
+        chunk = one.name.removeprefix(name[:-1]) if name.endswith(".*") and one.name.startswith(name[:-1]) else ""
+        return name in (one.name, one.prefix) or chunk.isdecimal()
+
+    reference, removed = _taken_away(config, model, lambda one, reference: asked(one))
     if not removed:
         listed = ", ".join(one.name for one in reference.prefixes) or "none"
         raise ConfigurationError(f"no party holds a prefix '{name}' of model '{reference.name}'; there are: {listed}")
@@ -170,7 +176,10 @@ def _own(config: RoleConfig, held: list[ModelReference], model: str | None) -> M
     if len(found) == 1:
         return found[0]
     listed = "; ".join(f"{one.name} ({one.id})" for one in own) or "none: share one first, `mpcache model-owner`"
-    raise ConfigurationError(f"{len(found)} models of '{config.name}' fit {model!r}; all parties hold: {listed}")
+    if model is None and found:
+        raise ConfigurationError(f"'{config.name}' has several models: {listed}; say which by --model and its name or id")
+    asked = "" if model is None else f" fit '{model[:64]}'"
+    raise ConfigurationError(f"{len(found)} models of '{config.name}'{asked}; all parties hold: {listed}")
 
 
 class RegisteringSession(Conversation):

@@ -148,7 +148,7 @@ class Index:
             except BlockingIOError:
                 os.close(handle)
                 raise EnvironmentProblem(
-                    f"another process of {who} uses the store: stop it first, and start no party twice"
+                    f"another process of {self.party or who} uses the store: stop it first, and start no party twice"
                 ) from None
             self._lock = handle
             return True
@@ -167,17 +167,28 @@ class Index:
         return False
 
     # ---- rows --------------------------------------------------------------------------------------------------------
-    def claim(self, party: str, mark: str) -> None:
-        """Note whose store it is, and with which key. Raises `ConfigurationError` for somebody else's."""
+    @property
+    def party(self) -> str | None:
+        """Whose store it is; None while nobody has claimed it."""
         held = self._get(b"store")
-        if held is None:
-            self._write({b"store": {"version": VERSION, "party": party, "key": mark}})
-            return
+        return None if held is None else str(held.get("party"))
+
+    def check_owner(self, party: str) -> None:
+        """Raise `ConfigurationError` for somebody else's store, or one of another version."""
+        held = self._get(b"store") or {"party": party, "version": VERSION}
         if (held.get("party"), held.get("version")) != (party, VERSION):
             raise ConfigurationError(
                 f"the store belongs to party {held.get('party')} (format {held.get('version')}), this is {party} (format "
                 f"{VERSION}): give every party a 'store' of its own"
             )
+
+    def claim(self, party: str, mark: str) -> None:
+        """Note whose store it is, and with which key. Raises `ConfigurationError` for somebody else's."""
+        self.check_owner(party)
+        held = self._get(b"store")
+        if held is None:
+            self._write({b"store": {"version": VERSION, "party": party, "key": mark}})
+            return
         known, sealed = str(held.get("key", "")), any(owner.sealed for owner in self.owners() if owner.kind == "prefix")
         if sealed and known != mark:
             lacking = "needs its key: set 'store_key'" if not mark else "was encrypted with another key: set the right one"

@@ -13,15 +13,23 @@ from parties.pages.page_store import FOLDER, SUFFIX, needless
 
 
 class Shelves:
-    """The pages in a party's store; a context. There may be none yet. Raises what `Index` does."""
+    """The pages in a party's store; a context. There may be none yet. party: whose store it must be, where that is said.
+    Raises what `Index` does."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, party: str | None = None) -> None:
         self.root = store / FOLDER
+        self._party = party
         self._index: Index | None = None
 
     def __enter__(self) -> Shelves:
         if (self.root / INDEX / "data.mdb").exists():
             self._index = Index.open(self.root, writes=False)
+            try:
+                if self._party is not None:
+                    self._index.check_owner(self._party)
+            except BaseException:
+                self._index.close()
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:

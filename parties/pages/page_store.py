@@ -30,7 +30,9 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from mpc.errors import CheckpointError, EnvironmentProblem
+from parties.events import log
 from parties.files import create, digest_of, sync_folder, write_all, write_new
+from parties.pages.index import FOLDER as INDEX
 from parties.pages.index import Index, Kind, Owner, PageRow
 from parties.pages.sealing import Seal, mark_of, read_key
 from parties.wire.manifest import new_id
@@ -89,7 +91,8 @@ class PageStore:
     """All pages of one party, in the folder `pages` of its store. party: its name; key: a file, None for pages that are not
     encrypted. One process at a time.
 
-    Raises `EnvironmentProblem` where the folder cannot be used, `ConfigurationError` for somebody else's, or another key.
+    Raises `EnvironmentProblem` where the folder cannot be used, `ConfigurationError` for somebody else's, or another key,
+    `CheckpointError` where the index of what lies there is damaged or gone.
     """
 
     def __init__(self, store: Path, party: str, key: Path | None = None) -> None:
@@ -104,7 +107,9 @@ class PageStore:
             ) from None
         self.index = Index.open(self.root, writes=True)
         try:
+            self.index.check_owner(party)
             first = self.index.lock(party)
+            self._check_there()
             self.index.claim(party, "" if self._key is None else mark_of(self._key))
             if first:
                 self._tidy()
@@ -121,12 +126,22 @@ class PageStore:
                 self._closed = True
                 self.index.close()
 
+    def _check_there(self) -> None:
+        """Raise `CheckpointError` where prefixes lie beside an index that nobody has claimed: it was lost, and they would be
+        taken for what a crash left."""
+        if self.index.party is None and any(folder.name.startswith("prefix-") for folder in needless(self.root, set())):
+            raise CheckpointError(
+                f"the store's index ({self.root.name}/{INDEX}) is empty or gone, but prefixes lie beside it: put it back, "
+                f"or remove the folder {self.root.name} of the store and let model owners register their prefixes again"
+            )
+
     def _tidy(self) -> None:
         """Remove what a crash left: sessions, and folders without an owner."""
         for owner in self.owners("session"):
             self.index.remove(owner)
         known = {owner.folder for owner in self.index.owners()}
         for folder in needless(self.root, known):
+            log.info("%s/%s is removed: a crash has left it", self.root.name, folder.name)
             shutil.rmtree(folder, ignore_errors=True)
 
     # ---- owners ------------------------------------------------------------------------------------------------------

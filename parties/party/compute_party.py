@@ -172,7 +172,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         if manifest.draft and self.tapes is not None:
             raise ConfigurationError(
                 f"{self.name} takes its tapes from a folder ('tapes'): they were dealt before anybody could know how many "
-                "drafted rows stay; ask without a draft, or let it ask a running dealer"
+                "drafted rows stay; ask without a draft, or take 'tapes' out of its file, so that a running dealer deals"
             )
         return facts
 

@@ -44,14 +44,14 @@ class Entry:
     remove: Callable[[], None] | None = None
 
 
-def entries(store: Path) -> list[Entry]:
-    """Return what lies in the store, by its facts: rows and weights themselves are not read. Raises `ConfigurationError`
-    where there is no store."""
+def entries(store: Path, party: str) -> list[Entry]:
+    """Return what lies in a party's store, by its facts: rows and weights themselves are not read. Raises
+    `ConfigurationError` where there is no store, and for another party's."""
     if not store.is_dir():
         raise ConfigurationError(f"there is no store {store}: `mpcache party` makes it at its first start")
     found = list(_models(store))
     nonces = {one.id: _nonce(one) for one in found}
-    with Shelves(store) as shelves:
+    with Shelves(store, party) as shelves:
         return [*found, *_pages(shelves, nonces), *_incomplete(store, shelves)]
 
 

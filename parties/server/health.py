@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mpc.errors import EnvironmentProblem
+from parties.transport.connection import check_free
 
 THREADS = 2
 LOOPBACK = "127.0.0.1"
@@ -46,6 +47,7 @@ class Health:
 
     def listen(self, port: int) -> str:
         """Answer at a loopback port too, without TLS; the address. Raises `EnvironmentProblem`."""
+        check_free(f"{LOOPBACK}:{port}", "health_port")
         plain = grpc.server(ThreadPoolExecutor(THREADS, thread_name_prefix="health"), options=[("grpc.so_reuseport", 0)])
         servicer = health.HealthServicer()
         self._servicers.append(servicer)

@@ -34,6 +34,7 @@ from parties.wire.manifest import ID_PATTERN, Manifest, ProgramFacts
 OFFERED = 4096  # most tapes that are named in a greeting
 COUNT_SECONDS = 30.0
 LENGTHS = ("prompt_tokens", "new_tokens")
+BEFORE = ("prefix tokens", "chunk tokens", "chunk again", "chunk slots")
 
 
 def describe(program: ProgramFacts) -> str:
@@ -271,7 +272,9 @@ def _unfit(program: ProgramFacts, manifest: Manifest, free: bool) -> str:
             f"for: deal again with the 'prg' of all roles in the entry of {name} in 'parties' of the dealer's file"
         )
     if other:
-        return f"for another {', '.join(other)}"
+        kinds = [name for name in other if name not in BEFORE]
+        before = f"dealt with{_options_before(program) or ' no prefix and no chunks'}"
+        return f"for another {', '.join(kinds)}" if kinds else before
     if program.prompt_tokens != manifest.prompt_tokens or program.new_tokens < manifest.new_tokens:
         return f"for {describe(program)}"
     if free:

@@ -97,7 +97,7 @@ def start_server(
     them; gRPC refuses what is beyond, and lets callers wait with more than `calls` in one connection. Raises
     `EnvironmentProblem` naming the port when it cannot be had.
     """
-    _check_free(listen)
+    check_free(listen, "listen")
     threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
     options = [*OPTIONS, ("grpc.so_reuseport", 0), ("grpc.max_concurrent_streams", calls)]
     server = grpc.server(
@@ -115,12 +115,13 @@ def start_server(
     return server, threads, port
 
 
-def _check_free(listen: str) -> None:
+def check_free(listen: str, key: str) -> None:
+    """Raise `EnvironmentProblem`, naming the key of a configuration that says host:port, where nothing can listen there."""
     host, port = split_address(listen, listening=True)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
-        raise EnvironmentProblem(f"cannot listen at {listen}: {error.strerror}; correct the host in 'listen'") from None
+        raise EnvironmentProblem(f"cannot listen at {listen}: {error.strerror}; correct the host in '{key}'") from None
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -128,7 +129,7 @@ def _check_free(listen: str) -> None:
         except OSError as error:
             raise EnvironmentProblem(
                 f"cannot listen at {listen}: {(error.strerror or 'refused').lower()}; stop the program that uses port "
-                f"{port} (`ss -ltnp` shows it) or choose another port in 'listen'"
+                f"{port} (`ss -ltnp` shows it) or choose another port in '{key}'"
             ) from None
 
 

@@ -76,6 +76,16 @@ def test_commands(command: Command, held: LocalDeployment, text_model: Path, pla
     assert refused.code == 2
     assert "prefix 'none': 0 of model 'tiny' fit; all parties hold: terms, hidden" in " ".join(refused.err.split())
     assert command("prefix", "rm", "--config", owner, "hidden").code == 0
+    add(command, held, text_model, "parts", "--split", "8")
+    assert "parts.2" in command("prefix", "ls", "--config", client).out
+    assert command("prefix", "rm", "--config", owner, "parts.*").code == 0
+    assert [one["prefix"] for one in json.loads(command("prefix", "ls", "--config", client, "--json").out)["prefixes"]] == [
+        "terms"
+    ]
+    wrong = command("prefix", "rm", "--config", client, "terms")
+    assert "role is 'client', not 'model-owner'; give the file of a model owner" in wrong.err
+    served = command("serve", "--config", client, "--tokenizer", text_model, "--listen", "127.0.0.1:0", "--prefix", "none")
+    assert (served.code, "--prefix 'none': no model that is offered has it; registered: terms" in served.err) == (2, True)
     assert "need --config" in command("generate", "--model", text_model, "--prefix", "x", "--prompt", "y").err
 
 
@@ -96,7 +106,16 @@ def test_a_partys_store(command: Command, held: LocalDeployment, text_model: Pat
     rows.write_bytes(rows.read_bytes()[:-1] + b"?")
     checked = command("store", "verify", "--config", settings)
     assert checked.code == 1
-    assert "0000.safetensors is not what was stored (its SHA-256 differs)" in " ".join(checked.out.split())
+    said = (
+        "0000.safetensors is not what was stored (its SHA-256 differs); take it away and register it again (`mpcache prefi"
+    )
+    assert said in checked.out
+    stranger = tmp_path / "party0.yaml"
+    stranger.write_text((held.folder / "party0.yaml").read_text().replace(str(held.folder / "store-party0"), str(copy)))
+    for words in ("ls", "verify", "gc"):
+        refused = command("store", words, "--config", stranger)
+        assert refused.code == 2
+        assert "the store belongs to party party1 (format 1), this is party0" in refused.err
     for folder in [one for one in copy.iterdir() if one.name != "pages"]:
         shutil.rmtree(folder)
     (copy / "pages" / "prefix-left").mkdir()
@@ -140,6 +159,8 @@ def test_at_the_gateway(command: Command, held: LocalDeployment, text_model: Pat
                 ask(PROMPT, extra_body={"prefix": "served"})
             with pytest.raises(openai.NotFoundError, match=r"no such prefix of this model is registered: .*served"):
                 ask(PROMPT, extra_body={"prefix": "other"})
+            with pytest.raises(openai.BadRequestError, match="prefix"):
+                ask(PROMPT, extra_body={"prefix": ""})
     finally:
         client.close()
 

@@ -162,6 +162,7 @@ def _never() -> Any:
     [
         ("a b", [1], "name 'a b' is not a prefix's"),
         ("auto", [1], "name 'auto' means whichever"),
+        ("off", [1], "name 'off' means no prefix"),
         ("x", [], "the prefix is empty"),
         ("x", [1, 97], "token number 2 lies outside the model's vocabulary of 97"),
         ("x", [1] * 64, "leaves no room for a prompt behind it: the model has 64 positions"),

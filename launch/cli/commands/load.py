@@ -66,8 +66,8 @@ def run(
 
     check_suite(suite)
     parse(policy)
-    if plot is not None and (plot.exists() or not plot.parent.is_dir()):
-        raise ConfigurationError(f"--plot {plot}: give a file that is not there yet, in a folder that is")
+    if plot is not None and (plot.exists() or not plot.parent.is_dir() or plot.suffix.lower() != ".png"):
+        raise ConfigurationError(f"--plot {plot}: give a file NAME.png that is not there yet, in a folder that is")
     load = Load(sessions, arrivals, prompt, new, seed)
     client = Client(load_role(config, "client", insecure_trust_authority))
     with err.status("asking the parties") as status:

@@ -33,7 +33,9 @@ app = Commands(help="Registered prefixes: texts that are computed once, for sess
 ModelNameOption = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="The shared model's name or id; by default the only one.")
 ]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The prefix's name or id.")]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The prefix's name or id; NAME.* for all chunks of a text that was split.")
+]
 
 
 @app.command("add")

@@ -244,6 +244,16 @@ def _own_keys(folder: Path) -> tuple[bytes, ...]:
     return keys
 
 
+def _check_prefix(prefix: str | None, offered: list[ModelReference]) -> None:
+    """Raise `ConfigurationError` where no model that is offered has the prefix of requests that name none."""
+    from parties.client.prefixes import AUTO, OFF
+
+    known = [one for reference in offered for one in reference.prefixes]
+    if prefix not in (None, AUTO, OFF) and not any(prefix in (one.name, one.prefix) for one in known):
+        listed = ", ".join(sorted({one.name for one in known})) or "none: their owner registers them, `mpcache prefix add`"
+        raise ConfigurationError(f"--prefix '{prefix}': no model that is offered has it; registered: {listed}")
+
+
 def _catalogue(client: Client, tokenizer: Path, models: list[str]) -> Catalogue:
     from launch.serve.gateway.catalogue import Catalogue, Words
 
@@ -286,6 +296,7 @@ def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door
         with err.status("asking the parties") as status:
             catalogue.refresh(lambda reason: status.update(f"waiting for {reason}"))
         catalogue.check()
+        _check_prefix(settings.prefix, [served.reference for served in catalogue.all()])
         for served in catalogue.all():
             if settings.draft is not None and isinstance(served.reference.description, Architecture):
                 settings.draft.check(served.reference.architecture, served.words.tokenizer)

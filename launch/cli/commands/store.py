@@ -21,7 +21,12 @@ app = Commands(
 )
 
 
-AGAIN = {"model": "share the model again", "tape": "have it dealt again (`mpcache deal`)"}
+AGAIN = {
+    "model": "remove {} and share the model again",
+    "tape": "remove {} and have it dealt again (`mpcache deal`)",
+    "session": "stop the party and run `mpcache store gc`",
+    "prefix": "take it away and register it again (`mpcache prefix rm`, `mpcache prefix add`), the party running",
+}
 
 
 def _party(config: Path) -> tuple[RoleConfig, Path]:
@@ -50,7 +55,7 @@ def show(config: ConfigOption, as_json: JsonOption = False) -> None:
     for column in ("kind", "name", "id", "owner", "size", "state"):
         table.add_column(column, overflow="fold")
     for one in found:
-        state = "damaged" if one.problem else one.needless or "in use"
+        state = "damaged" if one.problem else one.needless or "kept"
         table.add_row(one.kind, one.name, one.id, one.owner, byte_count(one.size), state)
     out.print(table if found else f"nothing lies in {store}")
     out.print(f"prefixes: {byte_count(used['prefix'])} of {byte_count(limits.max_prefix_bytes)} (max_prefix_bytes)")
@@ -65,7 +70,7 @@ def _entries(settings: RoleConfig, store: Path) -> list[Entry]:
     from parties.party.store_check import entries
     from parties.party.tape_check import tape_entries
 
-    return [*entries(store), *tape_entries(settings)]
+    return [*entries(store, settings.name), *tape_entries(settings)]
 
 
 def _as_json(one: Entry) -> dict[str, object]:
@@ -93,9 +98,8 @@ def check(config: ConfigOption, as_json: JsonOption = False) -> None:
         print_json({"ok": not damaged, "entries": [{**_as_json(one), "problem": problem or None} for one, problem in found]})
     else:
         for one, problem in damaged:
-            again = AGAIN.get(one.kind, "register the prefix again")
             where = one.folder / f"{one.id}.*" if one.kind == "tape" else one.folder
-            out.print(f"{one.kind} {one.name} ({one.id}): {problem}; remove {where} and {again}", soft_wrap=True)
+            out.print(f"{one.kind} {one.name} ({one.id}): {problem}; {AGAIN[one.kind].format(where)}", soft_wrap=True)
         out.print(f"{len(found) - len(damaged)} of {len(found)} are what was stored")
     if damaged:
         raise typer.Exit(1)

@@ -28,13 +28,13 @@ from launch.serve.gateway.page import PAGE, page
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, Parameters, parse
 from launch.serve.gateway.patience import Patience
 from launch.serve.gateway.places import Places
-from launch.serve.gateway.prefixes import OFF
 from launch.serve.gateway.response_bodies import ResponseShape
 from launch.serve.gateway.responses import ResponsesParameters
 from launch.serve.gateway.settings import GatewaySettings
 from mpc.errors import MpcacheError
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client
+from parties.client.prefixes import OFF
 from parties.wire.error_codec import public
 
 CLIENT_ID = "x-client-request-id"  # OpenAI's name for it

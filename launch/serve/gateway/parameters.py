@@ -93,7 +93,7 @@ class Parameters(BaseModel):
     stop_token_ids: list[int] | None = None
     max_tokens: Count | None = None
     n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
-    prefix: Annotated[str, Field(max_length=64)] | None = None
+    prefix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None

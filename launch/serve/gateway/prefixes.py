@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 from launch.serve.gateway.errors import invalid
 from parties.client.model_reference import ModelReference
-from parties.client.prefixes import AUTO
-
-OFF = "off"
+from parties.client.prefixes import AUTO, OFF
 
 
 def behind(reference: ModelReference, wanted: str | None, ids: Sequence[int]) -> tuple[str | None, list[int], int]:

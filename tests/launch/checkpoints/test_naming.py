@@ -38,6 +38,12 @@ def test_a_fetched_name(fetched: Path, tmp_path: Path) -> None:
     assert named_shape("gpt2") == "gpt2"
 
 
+def test_the_option_that_was_given_is_named(fetched: Path, command: Command) -> None:
+    found = command("serve", "--config", "no.yaml", "--tokenizer", "nowhere")
+    assert "--tokenizer nowhere is no folder here" in found.err
+    assert "--model" not in found.err
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -49,6 +49,19 @@ def test_a_table_that_fits_stays_one(costs: list[Table]) -> None:
     assert printed(100, *costs) == [line.rstrip() for line in target.getvalue().splitlines()]
 
 
+def test_what_goes_into_a_file_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table = Table("prefix", "id", "model", "options", box=None)
+    table.add_row("terms-of-service", "0123456789abcdef" * 2, "assistant", "fraction_bits=14 score=9 residual=12")
+    line = "terms-of-service is registered: 1024 tokens, its text is public (id 0123456789abcdef0123456789abcdef)"
+    target = io.StringIO()
+    console = FittingConsole(file=target, highlight=False)
+    console.print(table)
+    console.print(line)
+    assert len(target.getvalue().splitlines()) == 3
+    assert line in target.getvalue().splitlines()
+
+
 def test_a_table_of_texts_is_wrapped() -> None:
     table = Table("name", "what")
     table.add_row("client", "has document and question; alone sees the answer")

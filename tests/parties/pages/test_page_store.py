@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,9 +120,48 @@ def test_whose_store_it_is(tmp_path: Path) -> None:
             PageStore(tmp_path, "party0")
     with pytest.raises(ConfigurationError, match=r"the store belongs to party party0 .* this is party1"):
         PageStore(tmp_path, "party1")
+    with Shelves(tmp_path, "party0"), pytest.raises(ConfigurationError, match="the store belongs to party party0"):
+        Shelves(tmp_path, "party1").__enter__()
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentProblem, match=r"cannot be written .*: choose another folder in 'store'"):
         PageStore(tmp_path / "file", "party0")
+
+
+def test_while_its_party_runs_another_one_is_told_whose_it_is(tmp_path: Path) -> None:
+    script = f"from parties.pages.page_store import Path, PageStore; PageStore(Path('{tmp_path}'), 'party1')"
+    store = PageStore(tmp_path, "party0")
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert "the store belongs to party party0 (format 1), this is party1" in found.stderr
+    store.close()
+
+
+@pytest.mark.parametrize("lost", ["emptied", "gone"])
+def test_prefixes_are_not_taken_for_what_a_crash_left_where_the_index_is_lost(tmp_path: Path, lost: str) -> None:
+    store = PageStore(tmp_path, "party0")
+    folder = store.root / register(store, NEW).folder
+    store.close()
+    index = tmp_path / "pages" / "index" / "data.mdb"
+    kept = index.read_bytes()
+    if lost == "emptied":
+        index.write_bytes(b"")
+    else:
+        shutil.rmtree(index.parent)
+    with pytest.raises(CheckpointError, match=r"index \(pages/index\) is empty or gone, but prefixes lie beside it: put it"):
+        PageStore(tmp_path, "party0")
+    assert len(list(folder.iterdir())) > 0
+    index.parent.mkdir(exist_ok=True)
+    index.write_bytes(kept)
+    again = PageStore(tmp_path, "party0")
+    assert [owner.id for owner in again.owners("prefix")] == [NEW]
+    again.close()
+
+
+def test_what_is_removed_at_the_start_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    PageStore(tmp_path, "party0").close()
+    (tmp_path / "pages" / "prefix-left").mkdir()
+    with caplog.at_level("INFO"):
+        PageStore(tmp_path, "party0").close()
+    assert "pages/prefix-left is removed: a crash has left it" in caplog.text
 
 
 def test_keys(tmp_path: Path) -> None:

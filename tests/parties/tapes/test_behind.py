@@ -129,7 +129,7 @@ def test_registered_and_begun_behind_without_a_dealer(tmp_path: Path, monkeypatc
         assert sorted(spy.sent[:parties]) == sorted(spy.sent[parties:])  # never other rows under the load's masks
         with pytest.raises(TapeError, match=r"1 for another model's weights, .* or other registered texts or another st"):
             offline.ask(OWN, "other", POLICY)
-        whole = "has no tape for a prompt of 18 tokens and 2 new tokens .* 1 for another prefix tokens"
+        whole = "has no tape for a prompt of 18 tokens and 2 new tokens .* it has 1 dealt with --prefix 13;"
         with pytest.raises(TapeError, match=whole):
             offline.ask(PROMPT, None, POLICY)
         less = r"prompt of 4 tokens behind a prefix of 13 and 2 new.* 1 for a prompt of 5 behind a prefix of 13 and up"
