@@ -115,6 +115,6 @@ def test_a_load_test_against_running_parties(tmp_path: Path) -> None:
         assert (tmp_path / "load.png").read_bytes().startswith(b"\x89PNG")
         again = CliRunner().invoke(app, [*arguments, *plot])
         assert isinstance(again.exception, ConfigurationError)
-        assert "load.png: give a file that is not there yet" in str(again.exception)
+        assert "load.png: give a file NAME.png that is not there yet" in str(again.exception)
         assert record["load"]["arrivals"] == "together"
         assert len(record["sessions"]) == 2
