@@ -29,6 +29,7 @@ from unittest import mock
 
 import torch
 
+from launch.cli.main import entry
 from launch.lab.lab import enter
 
 PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
@@ -43,6 +44,7 @@ MODULES = (
     "parties.party.compute_party",
     "protocols.crypten.suite",
     "protocols.masked.suite",
+    "tests.begun",
 )
 ENVIRONMENT = {"GRPC_VERBOSITY": "NONE", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -235,4 +237,6 @@ def _become(
     os.chdir(folder)
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     sys.argv = list(words)
+    if words[0] == "launch.cli.main":  # imported, and nothing of it has run yet
+        entry()
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)

@@ -6,8 +6,9 @@ import atexit
 import os
 import sys
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -118,6 +119,12 @@ def _options(
     Settings.debug, Settings.yes = debug, yes
 
 
+@cache
+def commands() -> Any:
+    """Return all commands with their options, as they are parsed; made once in a process."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a check failed, 2 an error or wrong usage, 3 an answer ended because a value left
     its range, 130 Ctrl-C, 141 the reader of its output left, 143 terminated."""
@@ -129,7 +136,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        typer.main.get_command(app).main(prog_name="mpcache")
+        commands().main(prog_name="mpcache")
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
