@@ -59,6 +59,17 @@ def shift_right(x: Tensor, count: int, bits: int) -> Tensor:
     return x >> count
 
 
+def digit(x: Tensor, low: int, width: int) -> Tensor:
+    """Return bits low .. low + width of words, at most 63 of them.
+
+    >>> digit(torch.tensor([-1, 0b1101100]), 2, 3)
+    tensor([7, 3])
+    """
+    if x.is_meta:
+        return x
+    return (x >> low if low else x) & ((1 << width) - 1)
+
+
 def _limbs(x: Tensor, width: int, count: int) -> list[Tensor]:
     """Return the signed limbs l_i in [-2^(width-1), 2^(width-1)) with x = sum l_i 2^(width i) mod 2^64, as float64."""
     out = []

@@ -277,15 +277,17 @@ def _until(words: Tensor, width: int) -> Tensor:
 
 
 def _bit_at(words: Tensor, place: Tensor) -> Tensor:
-    """Return bit place[...] of words [..., words]."""
-    word = words[..., 0] if words.shape[-1] == 1 else words.gather(-1, (place >> 6)[..., None])[..., 0]
-    return (word >> (place & (WORD - 1))) & 1
+    """Return words whose lowest bit is bit place[...] of words [..., words]; what is above it says nothing."""
+    if words.shape[-1] == 1:
+        return words[..., 0] >> place
+    return words.gather(-1, (place >> 6)[..., None])[..., 0] >> (place & (WORD - 1))
 
 
 def _read(c: Context, words: Tensor, until: Tensor, m: Tensor, digit: Digit, kind: Kind) -> Tensor:
-    """Return a party's share of what is asked of m's digit and the mask's, from its share of the one-hot vector."""
+    """Return a party's share of what is asked of m's digit and the mask's, from its share of the one-hot vector, as the
+    lowest bit of words."""
     size = 1 << digit.width
-    place = ring.shift_right(m, digit.low, ring.RING_BITS) & (size - 1)
+    place = ring.digit(m, digit.low, digit.width)
     across = (place + size // 2) & (size - 1)
     if isinstance(kind, tuple):
         parts = [_bit_at(words, (place - d) & (size - 1)) for d in range(*kind)]
@@ -308,7 +310,7 @@ async def ask(c: Context, x: Masked, form: Form) -> Bit:
 
         def made(width: int = width, members: list[int] = members) -> Tensor:
             found = [form.digits[i] for i in members]
-            places = [ring.shift_right(x.lam, d.low, ring.RING_BITS) & ((1 << width) - 1) for d in found]
+            places = [ring.digit(x.lam, d.low, width) for d in found]
             return torch.stack([_point(place, width) for place in places])
 
         shape = (len(members), *x.shape, _words(width))
@@ -320,7 +322,7 @@ async def ask(c: Context, x: Masked, form: Form) -> Bit:
         return Bit(c, form, await BitOpening(c.blank(opened_shape)), rho)
     until = {i: _until(words, form.digits[i].width) for i, words in dealt.items()}
     found = [_read(c, dealt[i], until[i], x.m, form.digits[i], kind) for _, i, kind in form.bits]
-    opened = await BitOpening((torch.stack(found) ^ rho).to(torch.uint8), torch.int8)
+    opened = await BitOpening(((torch.stack(found) ^ rho) & 1).to(torch.uint8), torch.int8)
     return Bit(c, form, opened, rho)
 
 

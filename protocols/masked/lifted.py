@@ -105,8 +105,7 @@ def _lifted(c: Context, x: Masked, bits: int) -> _Lifted:
 
 def _where(w: Tensor, x: Words) -> Words:
     """Return x where the public bit w is set, else 0."""
-    keep = -w
-    return x.map(lambda t: t & keep) if isinstance(x, Wide) else x & keep
+    return x.map(lambda t: t * w) if isinstance(x, Wide) else x * w
 
 
 def _multiplied(a: Words, b: Words, bits: int) -> Words:
@@ -267,10 +266,8 @@ def sum_known(
     tops = [_dealt(c, f"{op}: factor", shape, bits, [term], bit) for term in both if term.shift < bits]
     if not c.evaluating:
         return blank(c, shape, bits, frac)
-    total: Any = -of_masks
-    for part in (*(_multiplied(f, form.public, bits) for f, form in zip(factors, forms, strict=True)), *tops):
-        total = total + part
-    return sharing(total, bits, frac)
+    parts: list[Any] = [_multiplied(f, form.public, bits) for f, form in zip(factors, forms, strict=True)]
+    return sharing(functools.reduce(operator.add, [*parts, *tops]) - of_masks, bits, frac)
 
 
 def lift(c: Context, x: Masked, bits: int, op: str = "lift") -> Shared | WideShared:

@@ -26,7 +26,7 @@ def digit(c: Context, x: Masked, low: int, width: int) -> tuple[Tensor, Tensor]:
     only."""
 
     def cut(t: Tensor) -> Tensor:
-        return ring.shift_right(t, low, x.bits) & ((1 << width) - 1)
+        return ring.digit(t, low, width)
 
     return (cut(x.m) if c.evaluating else x.m), (cut(x.lam) if c.tape.dealing else x.lam)
 

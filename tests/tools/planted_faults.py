@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 COPIED = ("launch", "models", "mpc", "mpcache", "parties", "protocols", "tests")
 TIMEOUT_SECONDS = 240
+ALL_SECONDS = 3600  # for all named tests, without a fault
 
 
 @dataclass(frozen=True)
@@ -1288,15 +1289,17 @@ def check_texts(faults: Sequence[Fault]) -> None:
             raise Stale(f"'{fault.name}': its old text is in {fault.file} {found} times, not once; bring it up to date")
 
 
-def run_tests(tree: Path, tests: Sequence[str]) -> int:
-    """pytest's exit code; -1 when it took too long (a hang is noticed too)."""
+def run_tests(tree: Path, tests: Sequence[str], seconds: float = TIMEOUT_SECONDS) -> tuple[int, str]:
+    """pytest's exit code and last line; -1 when it took too long (a hang is noticed too)."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     try:
-        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+        )
     except subprocess.TimeoutExpired:
-        return -1
-    return done.returncode
+        return -1, f"took more than {seconds:g} s"
+    return done.returncode, (done.stdout.strip().splitlines() or [""])[-1]
 
 
 def noticed(code: int) -> bool:
@@ -1324,8 +1327,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         tree = Path(folder)
         copy_tree(tree)
-        if noticed(run_tests(tree, list(dict.fromkeys(test for fault in faults for test in fault.tests)))):
-            print("a named test fails without any fault", file=sys.stderr)
+        code, said = run_tests(tree, list(dict.fromkeys(test for fault in faults for test in fault.tests)), ALL_SECONDS)
+        if noticed(code):
+            print(f"a named test fails without any fault: {said}", file=sys.stderr)
             return 2
         for fault in faults:
             file = tree / fault.file
@@ -1333,7 +1337,7 @@ def main() -> int:
             start = time.perf_counter()
             file.write_text(right.replace(fault.old, fault.new), encoding="utf-8")
             try:
-                found = noticed(run_tests(tree, fault.tests))
+                found = noticed(run_tests(tree, fault.tests)[0])
             finally:
                 file.write_text(right, encoding="utf-8")
             survivors += not found
