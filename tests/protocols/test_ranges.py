@@ -170,18 +170,20 @@ async def fed_forward(s: Any, h: Any, w: Any, back: Any) -> Any:
 
 @pytest.mark.parametrize("prefer", PREFERENCES)
 def test_activations_are_right_wherever_they_are_not_flagged(prefer: str) -> None:
-    """Between bound and certain flag, either: inputs from 250 to 390, through the activation and the layer behind it."""
+    """Between bound and certain flag, either: inputs from 250 to 390, through the activation and the layer behind it; often
+    where chance decides whether one is flagged, and what is lifted as if it were signed is wrong."""
     h, w, back = torch.randn(1, 64), torch.randn(64, 40) / 8, torch.randn(40, 64) / 8
     unit = h / torch.sqrt(h.square().mean(-1, keepdim=True) + 1e-6)
     flagged = 0
-    for size in torch.linspace(250.0, 390.0, 15):
+    sizes = [*torch.linspace(250.0, 390.0, 15).tolist(), *([345.0] * 20 if prefer == "bytes" else [])]
+    for size in sizes:
         w[:, 0] = unit[0] * size / unit.square().sum()
         (found,), set_ = flags(fed_forward, [h], [w, back], prefer=prefer)
         exact = h + torch.nn.functional.gelu(unit.double() @ w.double()) @ back.double()
         assert set_ or (found - exact).abs().max() < 0.02
         assert not set_ or size > 255
         flagged += bool(set_)
-    assert 0 < flagged < 15
+    assert 0 < flagged < len(sizes)
 
 
 def test_very_wide_rows_are_squared_with_fewer_fraction_bits() -> None:
