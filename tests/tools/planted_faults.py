@@ -1016,7 +1016,7 @@ FAULTS: tuple[Fault, ...] = (
         "parties/client/session.py",
         "early = self._answered or self.request.params.fixed_length",
         "early = self._answered",
-        (f"{OUTPUTS}::test_with_a_fixed_length_parties_see_nothing_of_the_answer",),
+        (f"{OUTPUTS}::test_with_a_fixed_length_a_choice_is_sent_before_the_caller_sees_it",),
     ),
     Fault(
         "a client sends what it likes behind its prompt",

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mpc.errors import ConfigurationError, PermissionRefused
+from parties.client.session import ClientSession
 from parties.errors import WrongOutput
 from parties.server.permissions import Permissions
 from tests.parties.conftest import VOCABULARY, Running
@@ -136,6 +137,26 @@ def test_with_a_fixed_length_parties_see_nothing_of_the_answer(
         assert (found, reason) == (whole, ENDS.get(case, "stop")), case.__name__
         unshifted.toy.after_share = lambda party, share: share
         unshifted.toy.flags = Flags(None)
+
+
+@pytest.mark.parametrize("fixed_length", [True, False])
+def test_with_a_fixed_length_a_choice_is_sent_before_the_caller_sees_it(
+    unshifted: Running, fixed_length: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is sent would else say how long the caller took over the token. Without one the caller may end the answer."""
+    order: list[str] = []
+    share = ClientSession._share
+
+    def sharing(session: ClientSession, kind: Any, *rest: Any) -> None:
+        order.append(kind)
+        share(session, kind, *rest)
+
+    monkeypatch.setattr(ClientSession, "_share", sharing)
+    unshifted.deployment.client().ask(
+        PROMPT, 3, decoding="logits", stop_ids=(), fixed_length=fixed_length, on_token=lambda token: order.append("seen")
+    )
+    sent_first, seen_first = ["token", "seen"] * 2, ["seen", "token"] * 2
+    assert order[-5:] == [*(sent_first if fixed_length else seen_first), "seen"]
 
 
 @pytest.mark.parametrize("decoding", ["greedy", "logits"])
