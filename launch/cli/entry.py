@@ -12,6 +12,10 @@ from typing import NoReturn
 INTERRUPTED = 130
 
 
+closed: list[str] = []
+"""Standard streams that were closed when the command began."""
+
+
 def start() -> NoReturn:
     """Run the command."""
     open_streams()
@@ -31,6 +35,7 @@ def open_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
+            closed.append(name)
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))

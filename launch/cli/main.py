@@ -46,16 +46,25 @@ from launch.cli.commands import (
     store,
     trace,
 )
+from launch.cli.entry import closed
 from launch.local import signals
 from launch.terminal.console import (
+    ERROR_EXIT,
     Settings,
     end_without_reader,
     exit_code,
     replace_what_cannot_be_written,
     show_error,
+    show_usage,
     write,
 )
 from launch.terminal.helping import Commands
+from mpc.errors import ConfigurationError
+
+RESULT_ELSEWHERE = frozenset({"party", "dealer", "deal", "model-owner", "serve", "ray", "bench-process"})
+"""Commands whose result is not on standard output, so that it may be closed."""
+USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+"""Wrong usage: UsageError, of click or of typer's own copy of it."""
 
 app = Commands(
     help="Private language-model inference on secret shares.",
@@ -107,6 +116,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     yes: Annotated[
         bool, typer.Option("--yes", help="Go on where this machine is predicted to lack memory for what is asked.")
@@ -116,6 +126,12 @@ def _options(
     ] = False,
 ) -> None:
     Settings.debug, Settings.yes = debug, yes
+    command = context.invoked_subcommand
+    if "stdout" in closed and command not in RESULT_ELSEWHERE:
+        raise ConfigurationError(
+            f"standard output is closed, and the result of `mpcache {command}` goes there; leave it open, or send it to "
+            "/dev/null"
+        )
 
 
 def main() -> None:
@@ -129,12 +145,16 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        typer.main.get_command(app).main(prog_name="mpcache")
+        code = typer.main.get_command(app).main(prog_name="mpcache", standalone_mode=False)
     except KeyboardInterrupt:
         sys.exit(130)
+    except USAGE as error:
+        show_usage(error, "--json" in sys.argv)
+        sys.exit(ERROR_EXIT)
     except Exception as error:
         show_error(error)
         sys.exit(exit_code(error))
+    sys.exit(code)
 
 
 def entry() -> NoReturn:

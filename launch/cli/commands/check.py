@@ -40,7 +40,8 @@ UNGUIDED_TOKENS = 32
 PromptOption = Annotated[str | None, typer.Option("--prompt", help="Text to check with; by default 32 fixed tokens.")]
 PromptFileOption = Annotated[Path | None, typer.Option("--prompt-file", help="File with it; - for standard input.")]
 ToleranceOption = Annotated[
-    float, typer.Option("--tolerance", help="Largest error that is accepted, of a row against its norm and of logits.")
+    float,
+    typer.Option("--tolerance", min=0, help="Largest error that is accepted, of a row against its norm and of logits."),
 ]
 HuggingFaceOption = Annotated[
     bool, typer.Option(help="Compare plaintext with transformers too, which holds the whole model in float64.")
@@ -82,6 +83,8 @@ def run(
     check_suite(suite)
     checkpoint = load_checkpoint(model, torch.float64)
     text = read_prompt(prompt, prompt_file, required=False)
+    if text is not None:
+        checkpoint.tokenizer.encode(text)  # what cannot be read is refused before the calibration
     spec = SuiteSpec(suite, options={**calibration_for(model).suites.get(suite, {}), **suite_options(suite_option)})
     if not as_json:
         err.print("One process holds all shares here: for fidelity only, never for secret data.", style="yellow")

@@ -244,8 +244,8 @@ def test_nobody_asks_again_after_wrong_shares(gateway: Running, monkeypatch: pyt
 
 
 def test_a_busy_party(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit in ("_slots", "_queued"):
-        monkeypatch.setattr(gateway.deployment.servers["party1"].admission, limit, 0)
+    admission = gateway.deployment.servers["party1"].admission
+    monkeypatch.setattr(admission, "_room", replace(admission._room, slots=0, queued=0))
     with pytest.raises(openai.RateLimitError, match="party1 is busy"):
         gateway.openai(api_key=KEY).completions.create(model="tiny", prompt="a", max_tokens=1, stream=True)
 
