@@ -18,12 +18,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.architecture import Architecture
+from models.architectures import AnyArchitecture
 from models.calibration.choice import Excess, chosen, excesses
 from models.calibration.encoders import measure_encoder
 from models.calibration.extremes import Extremes, Progress, as_json, measure
 from models.calibration.sequences import read_text, sequences, text_digest
 from models.checkpoint import Checkpoint, load_checkpoint, load_tokenizer
-from models.description import Description
 from models.digest import model_digest, weight_files
 from mpc.errors import CheckpointError, ConfigurationError
 from protocols.bounds import RANGES
@@ -94,7 +94,7 @@ def read_record(directory: Path) -> Record | None:
     return record
 
 
-def find(directory: Path, architecture: Description) -> Calibration | None:
+def find(directory: Path, architecture: AnyArchitecture) -> Calibration | None:
     """Return the calibration beside a checkpoint if it fits it, else None."""
     record = read_record(directory)
     if record is None or any(len(values) != architecture.layers + 1 for values in record.extremes.values()):
@@ -112,7 +112,7 @@ def find(directory: Path, architecture: Description) -> Calibration | None:
     return Calibration(record.suites, extremes, record.model_digest, directory / FILE, "found", has_text)
 
 
-def _has_tokenizer(directory: Path, description: Description) -> bool:
+def _has_tokenizer(directory: Path, description: AnyArchitecture) -> bool:
     try:
         load_tokenizer(directory, description)
     except CheckpointError:
