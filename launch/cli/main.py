@@ -46,7 +46,6 @@ from launch.cli.commands import (
     store,
     trace,
 )
-from launch.cli.entry import closed
 from launch.local import signals
 from launch.terminal.console import (
     ERROR_EXIT,
@@ -59,6 +58,7 @@ from launch.terminal.console import (
     write,
 )
 from launch.terminal.helping import Commands
+from launch.terminal.streams import closed
 from mpc.errors import ConfigurationError
 
 RESULT_ELSEWHERE = frozenset({"party", "dealer", "deal", "model-owner", "serve", "ray", "bench-process"})

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import typer
-from pydantic import ValidationError
 from typer.core import TyperCommand, TyperGroup
 
 from launch.terminal.console import write
@@ -72,6 +71,8 @@ def with_values_checked(command: TyperCommand | TyperGroup, ctx: Any, read: Call
     try:
         rest = read()
     except typer.BadParameter as error:
+        from pydantic import ValidationError
+
         if error.param is None or not isinstance(error.__cause__, ValidationError):
             raise
         first = error.__cause__.errors()[0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launch.cli.estimate_tables import warn_beyond
 from launch.cli.options import (
     DEFAULT_SUITE,
     SHAPE_HELP,
@@ -77,7 +78,8 @@ def run(
 
     check_suite(suite)
     profile = find_network(network)
-    architecture = with_positions(find_shape(model), prompt + new)
+    warn_beyond(model, own := find_shape(model), prompt, new)
+    architecture = with_positions(own, prompt + new)
     options = options_for(model, suite, suite_option)
     if systems:
         return _systems(architecture, Setting(suite, parties, "full", options), Lengths(prompt, new), profile, as_json)
@@ -88,6 +90,10 @@ def run(
         plan = make_plan(architecture, setting, Lengths(prompt, new), profile, known)
     if as_json:
         return print_json(_record(plan))
+    _show(plan, explain)
+
+
+def _show(plan: Plan, explain: bool) -> None:
     if explain:
         _table(plan)
         _payback(plan)

@@ -70,7 +70,8 @@ def test_closed_streams() -> None:
     """What would be written goes nowhere, and what would be read is empty; no traceback."""
     closed = "import os, sys; os.close(0); os.close(1); sys.stdin = sys.stdout = None\n"
     looked = (
-        "from launch.cli.entry import open_streams; open_streams(); assert sys.stdin.read() == ''; print(1, flush=True)\n"
+        "from launch.terminal.streams import open_streams; open_streams(); assert sys.stdin.read() == ''; "
+        "print(1, flush=True)\n"
     )
     assert run(closed + looked + RUN, "--version") == (0, "")
 
