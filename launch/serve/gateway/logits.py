@@ -84,9 +84,11 @@ class TokenProbability:
 
     def top_by_name(self) -> dict[str, float]:
         """Return the likeliest tokens of a completion's token: of several with one name the likeliest, or the chosen one."""
-        found = {one.name(BYTES): one.logprob for one in reversed(self.top)}
-        chosen = [one.logprob for one in self.top if one.token == self.chosen.token]
-        return found | {self.chosen.name(BYTES): value for value in chosen}
+        found: dict[str, float] = {}
+        for one in self.top:
+            if one.token == self.chosen.token or one.name(BYTES) not in found:
+                found[one.name(BYTES)] = one.logprob
+        return found
 
 
 def probability(words: TextTokenizer, token: int, logits: Tensor, top: int) -> TokenProbability:

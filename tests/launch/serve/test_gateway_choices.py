@@ -229,7 +229,7 @@ def test_a_prompt_too_short_for_the_policy(parts: Any) -> None:
             assert (status, headers.get("x-cache-policy")) == (200, wanted)
         both = {**asked, "prompt": ["ab", "·" * 20]}
         assert request(running, "/v1/completions", both)[1]["x-cache-policy"] == "full"
-    with serving(*parts, policy="mpcache:static=1,dynamic=1,sharing=3") as running:
+    with serving(*parts, policy="mpcache:static=1,dynamic=0.5,sharing=3") as running:
         status, _, text = request(running, "/v1/completions", {**asked, "prompt": "ab"})
         assert status == 400
         assert b"needs 5 layers, the model has 1" in text

@@ -79,7 +79,7 @@ def test_special_tokens_and_spaces(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     words = TextTokenizer.load(tmp_path, (1,))
     found = probability(words, 2, torch.tensor([0.0, 4.0, 3.0, 2.0, 1.0]), 4)
-    assert list(found.top_by_name()) == ["bytes:\\xe2", "the", " the", "</s>"]
+    assert list(found.top_by_name()) == ["</s>", " the", "the", "bytes:\\xe2"]
     assert [one.data for one in found.top] == [b"", b" the", b"the", b"\xe2"]
 
 
