@@ -186,7 +186,8 @@ def _match(family: Family | EncoderFamily, files: TensorFiles) -> dict[str, _Sto
     for name, shape in wanted.items():
         if name not in found:
             remedy = " (set tie_word_embeddings to true if the head is the embedding)" if name == family.head else ""
-            raise CheckpointError(f"{files.directory}: tensor '{name}' is missing{remedy}; use a complete checkpoint")
+            full = family.written(name, files.stored)
+            raise CheckpointError(f"{files.directory}: tensor '{full}' is missing{remedy}; use a complete checkpoint")
         if found[name].shape != shape:
             raise CheckpointError(
                 f"{found[name].file}: tensor '{found[name].name}' has shape {list(found[name].shape)}, "

@@ -26,11 +26,10 @@ def calibration_for(directory: Path, suite: SuiteSpec | None = None) -> Calibrat
             directory, status.start, lambda done, total: status.update(f"calibrating: layer {done} of {total}")
         )
     if found.state != "found":
-        why = "there was none" if found.state == "made" else "it did not fit the checkpoint"
+        why = "there was none" if found.state == "made" else "it did not fit the checkpoint and its tokenizer"
         where = f"written to {directory / FILE}" if found.file else f"kept in memory: {directory} cannot be written"
-        err.print(
-            f"Calibrated on {found.extremes.tokens} tokens of a built-in text ({FILE}: {why}); {where}.", soft_wrap=True
-        )
+        read = "tokens of a built-in text" if found.text else "token ids spread over the vocabulary, for want of a tokenizer"
+        err.print(f"Calibrated on {found.extremes.tokens} {read} ({FILE}: {why}); {where}.", soft_wrap=True)
     if suite is not None:
         for excess in found.excesses(suite.name, suite.options):
             err.print(f"Out of range: {excess.text}", style="yellow", soft_wrap=True)

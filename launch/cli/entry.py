@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from types import FrameType
 from typing import NoReturn
+
+from launch.terminal.streams import open_streams
 
 INTERRUPTED = 130
 
@@ -23,17 +24,6 @@ def start() -> NoReturn:
     if is_heard:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     entry()
-
-
-def open_streams() -> None:
-    """Open what is closed of standard input, output and error: to read nothing from, and to write nowhere."""
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

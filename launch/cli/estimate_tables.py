@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from launch.terminal.console import byte_count, out
+from launch.terminal.console import byte_count, err, out
 
 if TYPE_CHECKING:
     from launch.predict.seconds import Machines
@@ -51,9 +51,21 @@ def show_seconds(machines: Machines) -> None:
     )
 
 
-def show_notes(disturbed: str, positions: int | None) -> None:
-    """Print what disturbs this machine, if anything, and how many positions the model has, where the lengths need more."""
+def warn_beyond(model: str, own: AnyArchitecture, prompt: int, new: int) -> None:
+    """Say, before anything is priced, that no session of the model takes lengths that its positions do not hold."""
+    from models.architecture import Architecture
+
+    room = own.room(prompt) if isinstance(own, Architecture) else own.positions + 1 - prompt
+    if new > room:
+        err.print(
+            f"{model} has {own.positions} positions, too few for {prompt} tokens and {new} new ones: no session of it takes "
+            "them. What follows is priced as if it had enough.",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+
+def show_notes(disturbed: str) -> None:
+    """Print what disturbs this machine, if anything."""
     if disturbed:
         out.print(f"This machine is not quiet ({disturbed}): seconds of computing are those of a quiet one at best.")
-    if positions is not None:
-        out.print(f"the model itself has {positions} positions only")

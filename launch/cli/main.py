@@ -49,14 +49,23 @@ from launch.cli.commands import (
 )
 from launch.local import signals
 from launch.terminal.console import (
+    ERROR_EXIT,
     Settings,
     end_without_reader,
     exit_code,
     replace_what_cannot_be_written,
     show_error,
+    show_usage,
     write,
 )
 from launch.terminal.helping import Commands
+from launch.terminal.streams import closed
+from mpc.errors import ConfigurationError
+
+RESULT_ELSEWHERE = frozenset({"party", "dealer", "deal", "model-owner", "serve", "ray", "bench-process"})
+"""Commands whose result is not on standard output, so that it may be closed."""
+USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+"""Wrong usage: UsageError, of click or of typer's own copy of it."""
 
 app = Commands(
     help="Private language-model inference on secret shares.",
@@ -108,6 +117,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     yes: Annotated[
         bool, typer.Option("--yes", help="Go on where this machine is predicted to lack memory for what is asked.")
@@ -117,6 +127,12 @@ def _options(
     ] = False,
 ) -> None:
     Settings.debug, Settings.yes = debug, yes
+    command = context.invoked_subcommand
+    if "stdout" in closed and command not in RESULT_ELSEWHERE:
+        raise ConfigurationError(
+            f"standard output is closed, and the result of `mpcache {command}` goes there; leave it open, or send it to "
+            "/dev/null"
+        )
 
 
 @cache
@@ -136,12 +152,16 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        commands().main(prog_name="mpcache")
+        code = commands().main(prog_name="mpcache", standalone_mode=False)
     except KeyboardInterrupt:
         sys.exit(130)
+    except USAGE as error:
+        show_usage(error, "--json" in sys.argv)
+        sys.exit(ERROR_EXIT)
     except Exception as error:
         show_error(error)
         sys.exit(exit_code(error))
+    sys.exit(code)
 
 
 def entry() -> NoReturn:

@@ -135,6 +135,13 @@ def show_error(error: BaseException) -> None:
         print_json({"error": {"code": code, "message": message}})
 
 
+def show_usage(error: Any, as_json: bool) -> None:
+    """Print wrong usage as `Usage: ...` and why; with --json also as an error's object of the code "usage"."""
+    error.show()
+    if as_json:
+        print_json({"error": {"code": "usage", "message": error.format_message()}})
+
+
 def replace_what_cannot_be_written() -> None:
     """Write "?" from now on for a character that standard output's encoding lacks: an answer is worth more than that."""
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from launch.terminal.console import write
+from mpc.errors import ConfigurationError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -19,7 +22,11 @@ INDENT = 2
 
 
 class HelpCommand(TyperCommand):
-    """A command whose help cuts nothing off."""
+    """A command whose help cuts nothing off, and whose wrong values are errors that name option and value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments. Raises as `with_values_checked` does."""
+        return with_values_checked(self, ctx, partial(super().parse_args, ctx, args))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page: here, and not by the formatter, so that a reader who leaves (`| head`) ends it quietly."""
@@ -31,7 +38,11 @@ class HelpCommand(TyperCommand):
 
 
 class HelpGroup(TyperGroup):
-    """A command of commands whose help cuts nothing off."""
+    """A command of commands whose help cuts nothing off, and whose wrong values are errors, too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments. Raises as `with_values_checked` does."""
+        return with_values_checked(self, ctx, partial(super().parse_args, ctx, args))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page, as a command does."""
@@ -51,6 +62,27 @@ class Commands(typer.Typer):
     def command(self, name: str | None = None, **options: Any) -> Callable[[Command], Command]:
         """Register a command."""
         return super().command(name, **{"cls": HelpCommand, **options})
+
+
+def with_values_checked(command: TyperCommand | TyperGroup, ctx: Any, read: Callable[[], list[str]]) -> list[str]:
+    """Return what `read` does, which fills the context's parameters. Raises `ConfigurationError` naming option and value for
+    one out of range, and for a number that is none."""
+    remedy = f"; see {ctx.command_path} --help"
+    try:
+        rest = read()
+    except typer.BadParameter as error:
+        from pydantic import ValidationError
+
+        if error.param is None or not isinstance(error.__cause__, ValidationError):
+            raise
+        first = error.__cause__.errors()[0]
+        message = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise ConfigurationError(f"{error.param.opts[0]} {first['input']}: {message}{remedy}") from None
+    for parameter in command.params:
+        value = ctx.params.get(parameter.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigurationError(f"{parameter.opts[0]} {value}: give a finite number{remedy}")
+    return rest
 
 
 def help_page(command: TyperCommand | TyperGroup, ctx: Any, width: int) -> str:

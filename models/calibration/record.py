@@ -18,12 +18,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.architecture import Architecture
+from models.architectures import AnyArchitecture
 from models.calibration.choice import Excess, chosen, excesses
 from models.calibration.encoders import measure_encoder
 from models.calibration.extremes import Extremes, Progress, as_json, measure
 from models.calibration.sequences import read_text, sequences, text_digest
-from models.checkpoint import Checkpoint, load_checkpoint
-from models.description import Description
+from models.checkpoint import Checkpoint, load_checkpoint, load_tokenizer
 from models.digest import model_digest, weight_files
 from mpc.errors import CheckpointError, ConfigurationError
 from protocols.bounds import RANGES
@@ -57,13 +57,15 @@ class Record(BaseModel):
 @dataclass(frozen=True)
 class Calibration:
     """Chosen options by suite, the extremes that they come from, and where they are: `file` is None where the folder cannot
-    be written. state: "found" in the file, "made" because there was none, "stale": made because it did not fit."""
+    be written. state: "found" in the file, "made" because there was none, "stale": made because it did not fit. text: a
+    text was read; without a tokenizer none is, but ids spread over the vocabulary."""
 
     suites: Options
     extremes: Extremes = field(repr=False)
     digest: str
     file: Path | None
     state: Literal["found", "made", "stale"]
+    text: bool = True
 
     def excesses(self, suite: str, options: Mapping[str, OptionValue] | None = None) -> list[Excess]:
         """Return what does not fit the bounds that `options` over the chosen ones declare."""
@@ -92,11 +94,14 @@ def read_record(directory: Path) -> Record | None:
     return record
 
 
-def find(directory: Path, architecture: Description) -> Calibration | None:
+def find(directory: Path, architecture: AnyArchitecture) -> Calibration | None:
     """Return the calibration beside a checkpoint if it fits it, else None."""
     record = read_record(directory)
     if record is None or any(len(values) != architecture.layers + 1 for values in record.extremes.values()):
         return None
+    has_text = record.text_digest != text_digest(None)
+    if not has_text and _has_tokenizer(directory, architecture):
+        return None  # which reads a text better than ids that no text has
     stamps = _stamps(directory)
     if stamps != record.stamps:
         if model_digest(directory) != record.model_digest:
@@ -104,7 +109,15 @@ def find(directory: Path, architecture: Description) -> Calibration | None:
         if sum(size for size, _ in stamps.values()) >= WORTH_NOTING:
             _write(directory, record.model_copy(update={"stamps": stamps}))
     extremes = Extremes(record.extremes, record.details, record.tokens)
-    return Calibration(record.suites, extremes, record.model_digest, directory / FILE, "found")
+    return Calibration(record.suites, extremes, record.model_digest, directory / FILE, "found", has_text)
+
+
+def _has_tokenizer(directory: Path, description: AnyArchitecture) -> bool:
+    try:
+        load_tokenizer(directory, description)
+    except CheckpointError:
+        return False
+    return True
 
 
 def make(
@@ -113,7 +126,7 @@ def make(
     """Calibrate a checkpoint on a text, and write the file if `write` and the folder can be written."""
     state: Literal["made", "stale"] = "stale" if (directory / FILE).exists() else "made"
     checkpoint: Checkpoint = load_checkpoint(directory, torch.float32)
-    words = read_text(text)
+    words = read_text(text, checkpoint)
     measured = measure if isinstance(checkpoint.description, Architecture) else measure_encoder
     extremes = measured(checkpoint, sequences(checkpoint, words), on_progress)
     suites = {suite: chosen(suite, extremes) for suite in secure_suites()}
@@ -132,7 +145,9 @@ def make(
         details=as_json(extremes.details),
     )
     file = directory / FILE if write and _write(directory, record) else None
-    return Calibration(suites, Extremes(record.extremes, record.details, extremes.tokens), digest, file, state)
+    return Calibration(
+        suites, Extremes(record.extremes, record.details, extremes.tokens), digest, file, state, words is not None
+    )
 
 
 def calibrated(

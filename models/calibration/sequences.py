@@ -3,7 +3,7 @@
 A text is cut into documents at lines of `---`, and these into sequences that fit the model's positions; the built-in one has
 prose, code, numbers, tables, a chat, lists and several scripts, about 1 000 tokens. Each sequence begins with the
 checkpoint's first token where it has one: large values sit at the first token more than anywhere else. Without a tokenizer,
-token ids are spread over the vocabulary.
+token ids that are spread over the vocabulary take the built-in text's place; a text of the user's needs one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,15 @@ SPREAD = (4, 256)  # sequences of random ids, and their length
 MOST_TOKENS = 1 << 16
 
 
-def read_text(file: Path | None) -> str:
-    """Return the text. Raises `ConfigurationError` naming the file."""
+def read_text(file: Path | None, checkpoint: Checkpoint) -> str | None:
+    """Return the text, None for the built-in one where there is no tokenizer to read it. Raises `ConfigurationError` naming
+    the file, and `CheckpointError` for a text of the user's that no tokenizer reads."""
+    try:
+        _ = checkpoint.tokenizer
+    except CheckpointError:
+        if file is not None:
+            raise
+        return None
     if file is None:
         return BUILT_IN.read_text(encoding="utf-8")
     try:
@@ -39,18 +46,16 @@ def read_text(file: Path | None) -> str:
     return text
 
 
-def text_digest(text: str) -> str:
-    """Return the SHA-256 of the text."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def text_digest(text: str | None) -> str:
+    """Return the SHA-256 of the text; of no text, that of the empty one, which no text is."""
+    return hashlib.sha256((text or "").encode()).hexdigest()
 
 
-def sequences(checkpoint: Checkpoint, text: str) -> list[list[int]]:
-    """Return token ids, [at most 256 or the model's positions] each."""
+def sequences(checkpoint: Checkpoint, text: str | None) -> list[list[int]]:
+    """Return token ids, [at most 256 or the model's positions] each; without a text, ids spread over the vocabulary."""
     a = checkpoint.description
     room = min(LONGEST, a.positions)
-    try:
-        tokenizer = checkpoint.tokenizer
-    except CheckpointError:
+    if text is None:
         count, length = SPREAD[0], min(SPREAD[1], a.positions)
         generator = torch.Generator().manual_seed(0)
         found = torch.randint(0, a.vocabulary, (count, length), generator=generator)
@@ -59,7 +64,7 @@ def sequences(checkpoint: Checkpoint, text: str) -> list[list[int]]:
         return [_begun(ids, a.bos, room) for ids in found.tolist()]
     out: list[list[int]] = []
     for document in text.split(SEPARATOR):
-        ids = [token for token in tokenizer.encode(document) if token < a.vocabulary]
+        ids = [token for token in checkpoint.tokenizer.encode(document) if token < a.vocabulary]
         out += [_begun(ids[n : n + room], a.bos, room) for n in range(0, len(ids), room)]
     if not out:
         raise ConfigurationError("the calibration text has no tokens; give a text like those that the model will read")

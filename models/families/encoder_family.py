@@ -78,6 +78,11 @@ class EncoderFamily(CheckpointFamily):
     def head_names(self) -> HeadNames:
         """Return the names of what stands behind the layers, of the head that config.json names."""
 
+    @property
+    def behind(self) -> frozenset[str]:
+        of = self.head_names
+        return frozenset(name.split(".")[0] for name in (of.head, of.dense, of.norm, of.decoder, of.bias) if name)
+
     # ---- config.json -------------------------------------------------------------------------------------------------
     @property
     def head_kind(self) -> Head:

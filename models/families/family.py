@@ -65,6 +65,16 @@ class CheckpointFamily(ABC):
         """Return a stored tensor's name without prefix, as `tensors` has it."""
         return stored.removeprefix(self.prefix)
 
+    @property
+    def behind(self) -> frozenset[str]:
+        """Return what names of tensors behind the base model begin with: these have no prefix."""
+        return frozenset({self.head.split(".")[0]})
+
+    def written(self, name: str, stored: Collection[str]) -> str:
+        """Return the name that a tensor of `tensors` has, or would have, in files with these."""
+        bare = name.split(".")[0] in self.behind or not any(full.startswith(self.prefix) for full in stored)
+        return name if bare else self.prefix + name
+
     def stored_as(self, names: Collection[str]) -> None:
         """Hear which tensors (without prefix) there are, before `tensors` is asked, where several layouts are read."""
         return None

@@ -28,18 +28,20 @@ class Changed(System):
     """Another system, of whose axes some are others."""
 
     inner: System
+    usual: ClassVar[str] = "h2o, snapkv or tova"
+    """Systems that can be inside."""
 
     def __post_init__(self) -> None:
         inside = self.inner
         if not isinstance(inside, System):
             raise ConfigurationError(
-                f"policy {self.name}: '{inside.spec}' is no system of axes, of which {self.name} changes one; use h2o, "
-                f"snapkv or tova inside, or leave out {self.name}"
+                f"policy {self.name}: '{inside.spec}' is no system of axes, of which {self.name} changes one; use "
+                f"{self.usual} inside, or leave out {self.name}"
             )
         if not inside.axes.reader.reads_all:
             raise ConfigurationError(
                 f"policy {self.name}: '{inside.spec}' reads some of what stays, by clusters or places that {self.name} "
-                f"would change; use h2o, snapkv or tova inside, or leave out {self.name}"
+                f"would change; use {self.usual} inside, or leave out {self.name}"
             )
         while isinstance(inside, Changed):
             if isinstance(inside, type(self)):
@@ -65,6 +67,7 @@ class Lag(Changed):
 
     every: int = 32
     name: ClassVar[str] = "lag"
+    usual: ClassVar[str] = "h2o or tova"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +75,7 @@ class Lag(Changed):
         if not self.inner.axes.scorer.decodes:
             raise ConfigurationError(
                 f"policy {self.name}: the scores of '{self.inner.spec}' come from the prompt's last queries alone, so "
-                f"nothing can go while decoding; use h2o or tova inside, or leave out {self.name}"
+                f"nothing can go while decoding; use {self.usual} inside, or leave out {self.name}"
             )
 
     @property
@@ -180,6 +183,6 @@ def _only_drops(name: str, inner: System) -> None:
     """Raise `ConfigurationError` for a system inside that keeps something of tokens that go."""
     if inner.axes.merge.keeps:
         raise ConfigurationError(
-            f"policy {name}: '{inner.spec}' {'demotes' if inner.holds else 'merges'} already; leave out {name}, or use h2o, "
-            "snapkv or tova inside"
+            f"policy {name}: '{inner.spec}' {'demotes' if inner.holds else 'merges'} already; leave out {name}, or use "
+            f"{Changed.usual} inside"
         )

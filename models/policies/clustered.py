@@ -25,6 +25,7 @@ class Clustered(ClusterSettings, Changed):
 
     dynamic: float = 0.1
     name: ClassVar[str] = "clusters"
+    usual: ClassVar[str] = "snapkv, cake or compresskv"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,7 +34,7 @@ class Clustered(ClusterSettings, Changed):
         if axes.schedule.every or axes.schedule.distance or axes.merge.holds:
             raise ConfigurationError(
                 f"policy {self.name}: '{self.inner.spec}' moves rows while decoding or holds them in segments, and clusters "
-                f"are of rows in their order; use snapkv, cake or compresskv inside, or leave out {self.name}"
+                f"are of rows in their order; use {self.usual} inside, or leave out {self.name}"
             )
 
     @property

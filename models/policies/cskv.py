@@ -36,6 +36,7 @@ class CSKV(Holding):
     window: int = 32
     turning: str = "whole"
     name: ClassVar[str] = "cskv"
+    usual: ClassVar[str] = "full or compresskv"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +46,7 @@ class CSKV(Holding):
         if not isinstance(self.inner, FullCache) and not self.inner.one_set_for_all_heads:
             raise ConfigurationError(
                 f"policy {self.name}: '{self.inner.spec}' keeps other tokens for each head, and rows of low rank are one "
-                "token's, of all heads together; use full or compresskv inside"
+                f"token's, of all heads together; use {self.usual} inside"
             )
         if self.turning == "low" and not isinstance(self.inner, FullCache):
             raise ConfigurationError(

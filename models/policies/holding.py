@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 from models.architecture import Architecture
 from models.cache import Batch, CachePolicy, KVCache, LayerCache, Stage
@@ -26,6 +27,8 @@ class Holding(Around):
     """Around a policy that changes the cache after the prompt alone; a codec then holds what it leaves."""
 
     inner: CachePolicy
+    usual: ClassVar[str] = "full, snapkv or cake"
+    """Policies that can be inside."""
 
     def __post_init__(self) -> None:
         inside = self.inner
@@ -36,14 +39,14 @@ class Holding(Around):
         if inside.probes:
             raise ConfigurationError(
                 f"policy {self.name}: '{inside.spec}' has probes look at the prompt, and {self.name} asks its own last "
-                "queries; use a policy such as snapkv inside, or leave out one of them"
+                f"queries; use {self.usual} inside, or leave out one of them"
             )
         if not isinstance(inside, FullCache) and not (
             isinstance(inside, System) and inside.append_only and inside.axes.reader.reads_all
         ):
             raise ConfigurationError(
                 f"policy {self.name}: '{inside.spec}' reads or moves whole keys while decoding, which {self.name} does "
-                f"not hold; use a policy such as full, snapkv or cake inside, or leave out {self.name}"
+                f"not hold; use {self.usual} inside, or leave out {self.name}"
             )
 
     @property

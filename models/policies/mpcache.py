@@ -125,9 +125,10 @@ class MPCache(ClusterSettings, System):
         return self.scoring == "attention"
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """Refuse budgets that do not hold sinks and window. A prompt too short for a choice is attended to as a whole."""
+        """Refuse budgets that do not hold sinks and window, and clusters that no two layers would share. A prompt too short
+        for a choice is attended to as a whole."""
         no_windows(self.name, architecture, prompt_tokens)
-        if self.sharing > 1 and architecture.layers < self.apart + self.sharing:
+        if self.dynamic < 1 and self.sharing > 1 and architecture.layers < self.apart + self.sharing:
             raise ConfigurationError(
                 f"policy {self.name}: sharing = {self.sharing} behind the first apart = {self.apart} layers needs "
                 f"{self.apart + self.sharing} layers, the model has {architecture.layers}; lower them, or set sharing=1"

@@ -100,6 +100,12 @@ def _parsed(text: str) -> CachePolicy:
         name, settings = _named(around, WRAPPERS, "wrapper of cache policies")
         return _made(WRAPPERS[name], name, settings, inner=_parsed(inner))  # type: ignore[no-any-return]
     *rules, rest = text.split(";")
+    if "@" in rest:
+        _rule(rest)
+        raise ConfigurationError(
+            f"policy '{text[:100]}' names no policy for the other layers: its list is incomplete; end it with one, such as "
+            f"{text[:100]};full"
+        )
     if not rules:
         return _single(rest)
     return PerLayer(tuple(_rule(rule) for rule in rules), _single(rest))

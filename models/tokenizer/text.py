@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mpc.errors import ConfigurationError
 _UNFINISHED = "\ufffd"
 _UNFINISHED_MOST = 3  # bytes of a character that can be there while one is missing
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_SPACE = "\u2581"  # sentencepiece's, in front of a word
 _CLEANED = frozenset(" .?!,'ntmsver")  # characters of what `clean_up_tokenization` replaces
 _CONTEXT = 64  # tokens of a prompt that can change how the answer's first one is written
 _PROBES = (  # capitals, accents in both normal forms, spaces, digits, code, other scripts
@@ -108,6 +109,20 @@ class TextTokenizer:
         with self._lock:
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def data(self, token: int) -> bytes:
+        """Return the bytes that a token adds to a text, which need not be whole characters; none of a special token."""
+        text = self.decode([token])
+        with self._lock:
+            name = str(self._tokenizer.convert_ids_to_tokens(token))
+        if name.startswith(_SPACE) and not text.startswith(" "):
+            return b" " + text.encode()  # which decoding takes away at a text's beginning
+        if _UNFINISHED not in text:
+            return text.encode()
+        if _BYTE.fullmatch(name):
+            return bytes([int(name[3:5], 16)])
+        letters = _byte_letters()
+        return bytes(letters[c] for c in name) if all(c in letters for c in name) else text.encode()
+
     def hidden(self, token: int) -> str:
         """Return what `decode` leaves out: the text of a special token, "" for any other."""
         if token not in self._hidden:
@@ -156,6 +171,14 @@ class TextTokenizer:
     def stream(self, before: Sequence[int] = ()) -> TextStream:
         """Return a decoder that turns one token after the other into text; before: the prompt that the answer continues."""
         return TextStream(self, before if self.continues else ())
+
+
+@cache
+def _byte_letters() -> dict[str, int]:
+    """Return the byte of each letter in which byte-level tokenizers (GPT-2's) write tokens."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
 def _cleans(tokenizer: Any) -> bool:

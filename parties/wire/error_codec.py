@@ -68,9 +68,12 @@ def public(error: BaseException, where: str) -> errors.MpcacheError:
 
 
 def farewell(error: BaseException, name: str, step: str) -> errors.MpcacheError:
-    """Return what the others are told when `name` ends a session because of any exception, Ctrl-C included."""
+    """Return what the others are told when `name` ends a session because of any exception, Ctrl-C included. Whoever called
+    gets the exception itself, so that nothing is logged."""
+    if isinstance(error, errors.MpcacheError) and not isinstance(error, Cancelled):
+        return error
     if isinstance(error, Exception) and not isinstance(error, Cancelled):
-        return public(error, name)
+        return InternalError(f"internal error in {name}: {type(error).__name__}")
     return errors.PeerLost(name, step, "gave the session up")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from models.checkpoint import load_checkpoint, read_architecture, read_description
 from mpc.errors import CheckpointError
 from tests.models import random_checkpoints as checkpoints
+from tests.models import random_encoders as encoders
 
 
 @pytest.fixture
@@ -195,7 +197,9 @@ def test_git_lfs_pointer(gpt2: Path) -> None:
 
 def test_missing_tensor(gpt2: Path, tmp_path: Path) -> None:
     edit_tensors(gpt2, lambda t: t.pop("transformer.h.1.mlp.c_fc.bias"))
-    with pytest.raises(CheckpointError, match=r"tensor 'h\.1\.mlp\.c_fc\.bias' is missing; use a complete checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"tensor 'transformer\.h\.1\.mlp\.c_fc\.bias' is missing; use a complete checkpoint"
+    ):
         load_checkpoint(gpt2)
 
 
@@ -291,3 +295,26 @@ def test_weights_are_canonical(llama: Path) -> None:
     assert load_checkpoint(llama, torch.float64).weights["head.weight"].dtype == torch.float64
     with pytest.raises(KeyError):
         checkpoint.weights["lm_head.weight"]
+
+
+@pytest.mark.parametrize("gone", ["transformer.ln_f.bias", "transformer.wte.weight"])
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_a_missing_tensor_has_the_name_of_the_files(gone: str, prefix: str, tmp_path: Path) -> None:
+    """With the prefix that these files have, or without one."""
+    checkpoints.save("gpt2", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = {name.replace("transformer.", prefix): one for name, one in load_file(file).items() if name != gone}
+    save_file(tensors, file)
+    wanted = gone.replace("transformer.", prefix)
+    with pytest.raises(CheckpointError, match=f"tensor '{re.escape(wanted)}' is missing"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_missing_head_has_the_name_of_the_files(tmp_path: Path) -> None:
+    """What stands behind an encoder has no prefix, what is inside it has one."""
+    for gone in ("classifier.weight", "bert.pooler.dense.weight"):
+        encoders.save("bert-classes", tmp_path)
+        file = tmp_path / "model.safetensors"
+        save_file({name: one for name, one in load_file(file).items() if name != gone}, file)
+        with pytest.raises(CheckpointError, match=f"tensor '{re.escape(gone)}' is missing"):
+            load_checkpoint(tmp_path)

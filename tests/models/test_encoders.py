@@ -120,7 +120,7 @@ def test_the_bias_of_padding_has_a_bound_of_its_own(name: str, tmp_path: Path) -
     """Calibration measures scores without it, over tokens and padding, and no random text has a padding token."""
     model = encoders.save(name, tmp_path)
     checkpoint = load_checkpoint(tmp_path)
-    texts = sequences(checkpoint, "no tokenizer reads this")
+    texts = sequences(checkpoint, None)
     assert not any(checkpoint.encoder.pad in ids for ids in texts)
     spread = max(measure_encoder(checkpoint, [ids[:13] for ids in texts]).kinds["score"])
     rows = [torch.tensor([[*ids[:13], *[checkpoint.encoder.pad] * 3]]) for ids in texts]

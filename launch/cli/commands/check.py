@@ -40,7 +40,8 @@ UNGUIDED_TOKENS = 32
 PromptOption = Annotated[str | None, typer.Option("--prompt", help="Text to check with; by default 32 fixed tokens.")]
 PromptFileOption = Annotated[Path | None, typer.Option("--prompt-file", help="File with it; - for standard input.")]
 ToleranceOption = Annotated[
-    float, typer.Option("--tolerance", help="Largest error that is accepted, of a row against its norm and of logits.")
+    float,
+    typer.Option("--tolerance", min=0, help="Largest error that is accepted, of a row against its norm and of logits."),
 ]
 HuggingFaceOption = Annotated[
     bool, typer.Option(help="Compare plaintext with transformers too, which holds the whole model in float64.")
@@ -81,7 +82,7 @@ def run(
     check_device(device)
     check_suite(suite)
     checkpoint = load_checkpoint(model, torch.float64)
-    text = read_prompt(prompt, prompt_file, required=False)
+    text = _readable(checkpoint, read_prompt(prompt, prompt_file, required=False))
     spec = SuiteSpec(suite, options={**calibration_for(model).suites.get(suite, {}), **suite_options(suite_option)})
     if not as_json:
         err.print("One process holds all shares here: for fidelity only, never for secret data.", style="yellow")
@@ -94,9 +95,9 @@ def run(
     over = excesses(suite, spec.options, found.extremes)
     verdict = judge(found.reference, found.measured, found.rows, over, tolerance, found.difference)
     if as_json:
-        run_facts = {"suite": suite, "options": dict(spec.options), "parties": parties, "tokens": len(ids)}
-        run_facts["tolerance"] = tolerance
-        print_json(_report(run_facts, verdict, found, over))
+        facts = {"suite": suite, "options": dict(spec.options), "parties": parties, "tokens": len(ids)}
+        facts["tolerance"] = tolerance
+        print_json(_report(facts, verdict, found, over))
     else:
         show_points(found.rows, tolerance)
         show_ranges(spec, found.extremes, over)
@@ -163,6 +164,13 @@ def _report(facts: dict[str, Any], verdict: Verdict, found: _Found, over: list[E
         "details": {k: v for k, v in found.extremes.details.items() if max(v) < float("inf")},
         "points": [asdict(row) for row in found.rows],
     }
+
+
+def _readable(checkpoint: Checkpoint, text: str | None) -> str | None:
+    """Return the text itself. Raises, before anything is calibrated, what a text raises that no tokenizer here reads."""
+    if text is not None:
+        checkpoint.tokenizer.encode(text)
+    return text
 
 
 def _token_ids(checkpoint: Checkpoint, text: str | None) -> list[int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launch.cli.estimate_tables import warn_beyond
 from launch.cli.options import (
     DEFAULT_SUITE,
     SHAPE_HELP,
@@ -77,7 +78,8 @@ def run(
 
     check_suite(suite)
     profile = find_network(network)
-    architecture = with_positions(find_shape(model), prompt + new)
+    warn_beyond(model, own := find_shape(model), prompt, new)
+    architecture = with_positions(own, prompt + new)
     options = options_for(model, suite, suite_option)
     if systems:
         return _systems(architecture, Setting(suite, parties, "full", options), Lengths(prompt, new), profile, as_json)
@@ -88,6 +90,10 @@ def run(
         plan = make_plan(architecture, setting, Lengths(prompt, new), profile, known)
     if as_json:
         return print_json(_record(plan))
+    _show(plan, explain)
+
+
+def _show(plan: Plan, explain: bool) -> None:
     if explain:
         _table(plan)
         _payback(plan)
@@ -117,9 +123,20 @@ def _systems(architecture: Architecture, setting: Setting, lengths: Lengths, net
         out.print(
             f"{one.policy}, which finds as much: {times:.2f} times the full cache's seconds for "
             f"{lengths.new} tokens on '{network.name}' (computing not counted), "
-            f"{full.token.bytes_sent / one.token.bytes_sent:.2f} times fewer bytes a token, "
-            f"{full.cache_bytes / one.cache_bytes:.2f} times less memory for the cache."
+            f"{times_less(full.token.bytes_sent, one.token.bytes_sent, 'fewer bytes')} a token, "
+            f"{times_less(full.cache_bytes, one.cache_bytes, 'less memory')} for the cache."
         )
+
+
+def times_less(full: float, one: float, what: str) -> str:
+    """Return how many times less something is than with the full cache, or how many times more.
+
+    >>> times_less(30, 10, "fewer bytes"), times_less(10, 15, "less memory")
+    ('3.00 times fewer bytes', '1.50 times more memory')
+    """
+    less, noun = what.split(" ")
+    few, many = max(full, 1), max(one, 1)
+    return f"{few / many:.2f} times {less} {noun}" if many <= few else f"{many / few:.2f} times more {noun}"
 
 
 def _offer(one: Offer, network: Network, new: int) -> dict[str, Any]:
@@ -296,9 +313,9 @@ def _verdict(plan: Plan) -> None:
             f"{nearest} {when}."
         )
         return
-    ratio = plan.full.token.bytes_sent / max(best.token.bytes_sent, 1)
+    sent = times_less(plan.full.token.bytes_sent, best.token.bytes_sent, "fewer bytes")
     faster = plan.full.seconds(plan.network, plan.measured) / best.seconds(plan.network, plan.measured)
     out.print(
-        f"{best.policy}\n{ratio:.2f} times fewer bytes a token than the full cache, {faster:.2f} times faster on '{name}' "
+        f"{best.policy}\n{sent} a token than the full cache, {faster:.2f} times faster on '{name}' "
         f"({counted}); paid for itself after {_tokens(after[best.policy])} tokens."
     )

@@ -14,7 +14,7 @@ from launch.serve.gateway.catalogue import Served
 from launch.serve.gateway.errors import ApiError
 from launch.serve.gateway.formats import Call
 from launch.serve.gateway.generation import Answer, Done, Text
-from launch.serve.gateway.logits import TokenProbability, chat_record, completion_record
+from launch.serve.gateway.logits import TokenProbability, characters, chat_record, completion_record
 
 DONE = b"data: [DONE]\n\n"
 
@@ -45,7 +45,7 @@ class Choices:
         assert answer.done is not None
         told: dict[str, Any] | None = None
         if answer.probabilities is not None:
-            told = self._probabilities(answer.probabilities, len(answer.echo))
+            told = self._probabilities(answer.probabilities)
         content = {"message": self._message(answer.text)} if self.chat else {"text": answer.text}
         return {"index": index, **content, "logprobs": told, "finish_reason": self._reason(answer.done)}
 
@@ -66,7 +66,7 @@ class Choices:
         """Return why it ended; a call that was not chosen by name ends in "tool_calls", as OpenAI's do."""
         return "tool_calls" if done.reason == "stop" and self.call is not None and not self.call.by_name else done.reason
 
-    def _probabilities(self, told: Sequence[TokenProbability], start: int) -> dict[str, Any]:
+    def _probabilities(self, told: Sequence[TokenProbability], start: int = 0) -> dict[str, Any]:
         return chat_record(told) if self.chat else completion_record(told, start)
 
     def opening(self, answers: Sequence[Answer]) -> bytes:
@@ -87,8 +87,8 @@ class Choices:
             content = {"content": event.text}
         told = None
         if event.probability is not None:
-            said = sum(len(one.text) for one in answer.probabilities or ())
-            told = self._probabilities([event.probability], len(answer.echo) + said)
+            said = characters(answer.probabilities or ())
+            told = self._probabilities([event.probability], said)
         return self._chunk(event.index, content, logprobs=told)
 
     def ended(self, done: Done, answer: Answer) -> bytes:

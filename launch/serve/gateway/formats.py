@@ -1,7 +1,8 @@
 """Answers that are held to a format: JSON, JSON of a schema, the arguments of a function.
 
 Whoever sees logits chooses among the tokens that go on with the format alone (the package llguidance says which they are),
-so that every answer that ends by itself fits it. The schema stays at the gateway, and no message repeats it.
+so that every answer that ends by itself fits it. The schema stays at the gateway: of one that cannot be kept, whoever asked
+is told the place.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -112,7 +113,7 @@ class FormatReader:
         with self._lock:
             found = LLMatcher(self._tokens(format.param), grammar, log_level=0)
         if found.is_error():
-            raise _unfit(format.param, found.get_error())
+            raise _unfit(format.param, format.schema, found.get_error())
         return found
 
     def _tokens(self, param: str) -> LLTokenizer:
@@ -136,9 +137,52 @@ class FormatReader:
         return LLTokenizer(backend.to_str(), n_vocab=self._size, eos_token=list(self._words.eos) or None)
 
 
-def _unfit(param: str, reason: str) -> ApiError:
-    """Return the error of a schema that cannot be kept. It names JSON schema's own keywords, and nothing else of it."""
-    words = _WORD.findall(reason.partition("\n")[0])
-    named = sorted(_KEYWORDS.intersection(words))
-    why = "nothing satisfies it" if "Unsatisfiable" in words else f"its {', '.join(named) or 'text'} cannot be kept"
+def _unfit(param: str, schema: Mapping[str, Any], reason: str) -> ApiError:
+    """Return the error of a schema that cannot be kept: with its place and value, and the reason's last line."""
+    lines = reason.splitlines()
+    why = "nothing satisfies it"
+    if "Unsatisfiable" not in reason:
+        place = _place(schema, reason)
+        what = "it" if place is None else f"{place[0]} = {_short(place[1])}"
+        why = f"{what} cannot be kept ({_short(lines[-1].removeprefix('error: '), whole=160)})"
     return invalid(f"{param}: the JSON schema is not supported: {why}; see docs/gateway.md", param, "invalid_value")
+
+
+def _place(schema: Mapping[str, Any], reason: str) -> tuple[str, Any] | None:
+    """Return the place that a reason is about, and the value there; None where it may be one of several.
+
+    >>> _place({"properties": {"a": {"type": "text"}, "b": {"type": "string"}}}, "Invalid type: text")
+    ('properties.a.type', 'text')
+    """
+    words, lines = frozenset(_WORD.findall(reason)), [line.strip() for line in reason.splitlines()]
+
+    def is_named(keyword: str, value: Any) -> bool:
+        written = [str(one).lstrip("#") for one in (value if isinstance(value, list) else [value])]
+        ends = tuple(end for one in written for end in (f" {one}", f'"{one}"'))
+        quoted = f'"{keyword}"' in reason or any(f"'{one}'" in reason for one in written)
+        return quoted or any(line in written or (keyword in words and line.endswith(ends)) for line in lines)
+
+    entries = list(_entries(schema))
+    named = [entry for entry in entries if is_named(*entry[1:])]
+    about = [entry for entry in entries if entry[1] in words]
+    found = named[:1] or (about if len(about) == 1 else [])
+    return (found[0][0], found[0][2]) if found else None
+
+
+def _entries(value: Any, before: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield the place, the keyword and the value of JSON schema's keywords; of `patternProperties` each pattern, too."""
+    if isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from _entries(one, f"{before}{number}.")
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            if key in _KEYWORDS:
+                yield f"{before}{key}", key, one
+            if key == "patternProperties" and isinstance(one, Mapping):
+                yield from ((f"{before}{key}", key, pattern) for pattern in one)
+            yield from _entries(one, f"{before}{key}.")
+
+
+def _short(value: Any, whole: int = 60) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= whole else f"{text[:whole]} ..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from models.tokenizer.text import TextTokenizer
 from parties.client.sampling_params import Adjust
+
+BYTES = "bytes:"  # in front of a completion's token that is no whole text
 
 
 @dataclass(frozen=True)
@@ -43,28 +46,60 @@ class Adjustment:
 
 
 @dataclass(frozen=True)
-class TokenProbability:
-    """A token of an answer with the natural logarithm of its probability, and the likeliest tokens. Secret."""
+class Likelihood:
+    """A token with the natural logarithm of its probability. data: what it adds to a text. Secret."""
 
+    token: int = field(repr=False)
     text: str = field(repr=False)
+    data: bytes = field(repr=False)
     logprob: float = field(repr=False)
-    top: list[tuple[str, float]] = field(repr=False)
+
+    def name(self, before: str = "") -> str:
+        r"""Return its text, or as OpenAI does its bytes where they are not whole characters, with `before` in front.
+
+        >>> Likelihood(7, "\ufffd", b"\xe2\x80", -1.0).name("bytes:")
+        'bytes:\\xe2\\x80'
+        """
+        try:
+            self.data.decode()
+        except UnicodeDecodeError:
+            return before + "".join(f"\\x{byte:02x}" for byte in self.data)
+        return self.text
+
+    def record(self) -> dict[str, Any]:
+        """Return OpenAI's record of one token of a chat."""
+        return {"token": self.name(), "logprob": self.logprob, "bytes": list(self.data)}
+
+
+@dataclass(frozen=True)
+class TokenProbability:
+    """A token of an answer, and the likeliest tokens there, the likeliest first. Secret."""
+
+    chosen: Likelihood = field(repr=False)
+    top: list[Likelihood] = field(repr=False)
 
     def chat(self) -> dict[str, Any]:
         """Return OpenAI's record of a chat's token."""
-        return {**_record(self.text, self.logprob), "top_logprobs": [_record(*pair) for pair in self.top]}
+        return {**self.chosen.record(), "top_logprobs": [one.record() for one in self.top]}
 
-
-def _record(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+    def top_by_name(self) -> dict[str, float]:
+        """Return the likeliest tokens of a completion's token: of several with one name the likeliest, or the chosen one."""
+        found: dict[str, float] = {}
+        for one in self.top:
+            if one.token == self.chosen.token or one.name(BYTES) not in found:
+                found[one.name(BYTES)] = one.logprob
+        return found
 
 
 def probability(words: TextTokenizer, token: int, logits: Tensor, top: int) -> TokenProbability:
     """Return the model's own probability (before temperature, filters and adjustments) of a token; logits [V]."""
     row = torch.log_softmax(logits.to(torch.float64), -1)
-    values, ids = row.topk(top)
-    best = [(words.decode([other]), float(value)) for other, value in zip(ids.tolist(), values, strict=True)]
-    return TokenProbability(words.decode([token]), float(row[token]), best)
+
+    def told(one: int) -> Likelihood:
+        data = words.data(one)
+        return Likelihood(one, words.hidden(one) or data.decode(errors="replace"), data, float(row[one]))
+
+    return TokenProbability(told(token), [told(other) for other in row.topk(top).indices.tolist()])
 
 
 class Seen:
@@ -86,13 +121,15 @@ def chat_record(found: Sequence[TokenProbability]) -> dict[str, Any]:
 
 def completion_record(found: Sequence[TokenProbability], start: int) -> dict[str, Any]:
     """Return OpenAI's `logprobs` of a completion's choice. start: characters of the text before the answer."""
-    offsets = []
-    for token in found:
-        offsets.append(start)
-        start += len(token.text)
     return {
-        "tokens": [token.text for token in found],
-        "token_logprobs": [token.logprob for token in found],
-        "top_logprobs": [dict(token.top) for token in found],
-        "text_offset": offsets,
+        "tokens": [token.chosen.name(BYTES) for token in found],
+        "token_logprobs": [token.chosen.logprob for token in found],
+        "top_logprobs": [token.top_by_name() for token in found],
+        "text_offset": [start + characters(found[:number]) for number in range(len(found))],
     }
+
+
+def characters(found: Sequence[TokenProbability]) -> int:
+    """Return how many characters these tokens are, less one at their end that is not whole."""
+    reader = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return len(reader.decode(b"".join(token.chosen.data for token in found)))

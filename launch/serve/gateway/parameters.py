@@ -1,12 +1,13 @@
 """Requests of OpenAI's API, checked: what is supported, what changes nothing, and why the rest cannot work privately.
 
-A message never repeats a value of the request, which may be secret.
+A message goes to whoever asked, and into no log. It repeats numbers and JSON schemas of the request, and no text of a prompt
+or a message.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -15,6 +16,7 @@ from launch.serve.gateway.formats import Format
 from launch.serve.gateway.records import Function, Message, ResponseFormat, StreamOptions, Tool, ToolName, called, undecided
 
 Count = Annotated[int, Field(ge=1)]
+Words = Annotated[str, Field(min_length=1)]
 MOST_ANSWERS = 16  # of one request: each is a session
 
 _LOGITS = "the model's logits stay shared among the parties"
@@ -61,7 +63,7 @@ _EXPECTED = {
     "messages": "a message has a role (system, developer, user or assistant) and a text, or parts of type text, as content",
     "prompt": "must be a text, a list of token ids, or a list of either",
     "logit_bias": "must give token ids a number from -100 to 100",
-    "stop": "must be a text or a list of at most 4 texts",
+    "stop": "must be a text or a list of at most 4 texts, none of them empty",
     "stop_token_ids": "must be a list of token ids",
     "input": "must be a text, or a list of texts (embeddings) or messages of texts (responses)",
     "text": "has a format of type text, json_object or json_schema",
@@ -89,7 +91,7 @@ class Parameters(BaseModel):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: Words | Annotated[list[Words], Field(max_length=4)] | None = None
     stop_token_ids: list[int] | None = None
     max_tokens: Count | None = None
     n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
@@ -150,8 +152,7 @@ class Parameters(BaseModel):
     @property
     def stops(self) -> list[str]:
         """Texts that end the answer."""
-        found = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return [text for text in found if text]
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
     def include_usage(self) -> bool:
@@ -165,6 +166,10 @@ class CompletionParameters(Parameters):
     prompt: str | list[str] | list[int] | list[list[int]]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | Literal[False] | None = None
+
+    def unmeant(self) -> tuple[list[str], str] | None:
+        reason = "with logprobs nobody computes the probabilities of the prompt's own tokens; leave out echo, or logprobs"
+        return (["echo"], reason) if self.echo and self.most_likely is not None else None
 
     @property
     def most_likely(self) -> int | None:
@@ -247,7 +252,7 @@ def parse(kind: type[P], body: bytes, drop: bool = False) -> P:
 def parse_body(kind: type[B], body: bytes) -> B:
     """Read a request's body as a record. Raises `ApiError` naming the parameter that does not fit it."""
     try:
-        values = json.loads(body)
+        values = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise invalid("the body is not valid JSON") from None
     if not isinstance(values, dict):
@@ -258,6 +263,11 @@ def parse_body(kind: type[B], body: bytes) -> B:
         return kind.model_validate(values)
     except ValidationError as error:
         raise _explain(error) from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    """Raise `ApiError` for NaN and the infinities, which Python writes and JSON has not."""
+    raise invalid(f"the body is not valid JSON: it holds {name}, which is no number there; write one, or leave it out")
 
 
 def _check_text(name: str, value: Any) -> None:
@@ -289,8 +299,8 @@ def _same(value: Any, neutral: Any) -> bool:
 
 def _explain(error: ValidationError) -> ApiError:
     """Return the error of the first problem: where it is, and what is expected there. It repeats no name from inside a
-    parameter's value."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    parameter's value, and of values numbers alone."""
+    first = error.errors(include_url=False, include_context=False)[0]
     param = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         shown = param if param.isidentifier() and len(param) <= 64 else "one with an odd name"
@@ -303,4 +313,6 @@ def _explain(error: ValidationError) -> ApiError:
         return invalid(message, param, "invalid_value")
     number = next((f" number {place + 1}" for place in first["loc"][1:2] if isinstance(place, int)), "")
     expected = _EXPECTED.get(param) or first["msg"].lower()
-    return invalid(f"{param}{number if param == 'messages' else ''}: {expected}", param, "invalid_value")
+    given = first["input"]
+    said = f"{json.dumps(given)} was given; " if isinstance(given, int | float) else ""
+    return invalid(f"{param}{number if param == 'messages' else ''}: {said}{expected}", param, "invalid_value")

@@ -16,6 +16,7 @@ from launch.serve.gateway.prefixes import behind
 from launch.serve.gateway.responses import ResponsesParameters
 from launch.serve.gateway.settings import GatewaySettings
 from models.architecture import Architecture
+from models.generation import token_indices
 from models.padding import bucket
 from models.policies import parse
 from models.tokenizer.chat_template import TurnEnd
@@ -111,12 +112,10 @@ def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt, given:
     it. Raises `ApiError` for a prompt that the model cannot take, or one too long."""
     architecture = served.reference.architecture
     ids, param = prompt.ids, prompt.param
-    if not ids:
-        raise invalid("the prompt is empty; give at least one token", param, "invalid_value")
-    if not all(0 <= token < architecture.vocabulary for token in ids):
-        raise invalid(
-            f"a token of the prompt lies outside the vocabulary of {architecture.vocabulary}", param, "invalid_value"
-        )
+    try:
+        token_indices(ids, architecture.vocabulary)
+    except ConfigurationError as error:
+        raise invalid(str(error), param, "invalid_value") from None
     room = architecture.room(given)
     asked = parameters.most_tokens
     if room < 1 or (asked is not None and asked > room):
@@ -192,8 +191,10 @@ def _adjustment(parameters: Parameters, served: Served, prompt: _Prompt) -> Adju
     """Return what changes logits, None for nothing. Raises `ApiError` for a bias of a token that there is not."""
     vocabulary = served.reference.architecture.vocabulary
     bias = {int(token): value for token, value in (parameters.logit_bias or {}).items()}
-    if any(token >= vocabulary for token in bias):
-        raise invalid(f"logit_bias: a token lies outside the vocabulary of {vocabulary}", "logit_bias", "invalid_value")
+    for token in bias:
+        if token >= vocabulary:
+            message = f"logit_bias: token {token} lies outside the vocabulary, 0 to {vocabulary - 1}"
+            raise invalid(message, "logit_bias", "invalid_value")
     before = len(served.reference.architecture.continued(prompt.ids))
     made = Adjustment(
         before,

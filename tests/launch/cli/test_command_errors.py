@@ -110,7 +110,7 @@ def test_generate_without_checkpoint(command: Command, tmp_path: Path) -> None:
     assert f"error [configuration]: --model {tmp_path / 'none'}: nothing is there" in found.err
 
 
-@pytest.mark.parametrize("arguments", [["--parties", "1"], ["--max-new-tokens", "0"], ["--wrong"], ["--suite"]])
+@pytest.mark.parametrize("arguments", [["--wrong"], ["--suite"]])
 def test_wrong_usage(command: Command, text_model: Path, arguments: list[str]) -> None:
     found = command("generate", "--model", text_model, "--prompt", "a", *arguments)
     assert (found.code, found.out) == (2, "")
@@ -201,3 +201,38 @@ def test_no_second_object_follows_the_answer(capsys: pytest.CaptureFixture[str],
     print_json({"text": "half an"})
     show_error(ConfigurationError("a value left its range"))
     assert capsys.readouterr().out == '{"text": "half an"}\n'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("check", "--model", "MODEL", "--tolerance", "nan"), "--tolerance nan: input should be greater than or equal to 0"),
+        (("check", "--model", "MODEL", "--tolerance", "inf"), "--tolerance inf: give a finite number"),
+        (("check", "--model", "MODEL", "--tolerance=-1"), "--tolerance -1: input should be greater than or equal to 0"),
+        (("generate", "--model", "MODEL", "--max-new-tokens", "0"), "--max-new-tokens 0: input should be greater than or"),
+        (("generate", "--model", "MODEL", "--temperature=-inf"), "--temperature -inf: give a finite number"),
+        (("estimate", "--model", "MODEL", "--parties", "two"), "--parties two: input should be a valid integer"),
+        (("generate", "--model", "MODEL", "--parties", "1"), "--parties 1: input should be greater than or equal to 2"),
+        (("certs", "--out", "OUT", "--parties", "2", "--days", "nan"), "--days nan: give a finite number"),
+        (("lab", "up", "--rtt", "nan"), "--rtt nan: give a finite number"),
+    ],
+)
+def test_values_out_of_range_are_named(
+    command: Command, text_model: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    given = [{"MODEL": str(text_model), "OUT": str(tmp_path / "out")}.get(one, one) for one in arguments]
+    found = command(*given)
+    assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert found.err.startswith(f"error [configuration]: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("generate", "--zzz"), "No such option: --zzz"), (("nothing",), "No such command 'nothing'.")],
+)
+def test_wrong_usage_is_told_to_programs_too(command: Command, arguments: tuple[str, ...], message: str) -> None:
+    found = command(*arguments, "--json")
+    assert (found.code, json.loads(found.out)) == (2, {"error": {"code": "usage", "message": message}})
+    assert found.err.startswith("Usage: mpcache")
+    assert command(*arguments).out == ""

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from launch.cli.main import RESULT_ELSEWHERE, app
 
 ROOT = Path(__file__).parents[3]
 HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whatever the tests' own shell says
@@ -67,6 +70,27 @@ def test_closed_streams() -> None:
     """What would be written goes nowhere, and what would be read is empty; no traceback."""
     closed = "import os, sys; os.close(0); os.close(1); sys.stdin = sys.stdout = None\n"
     looked = (
-        "from launch.cli.entry import open_streams; open_streams(); assert sys.stdin.read() == ''; print(1, flush=True)\n"
+        "from launch.terminal.streams import open_streams; open_streams(); assert sys.stdin.read() == ''; "
+        "print(1, flush=True)\n"
     )
     assert run(closed + looked + RUN, "--version") == (0, "")
+
+
+def test_a_result_that_has_nowhere_to_go() -> None:
+    """Commands whose result is printed say so before they work; servers do not mind."""
+    closed = "import os, sys; os.close(1); sys.stdout = None\n"
+    code, said = run(closed + RUN, "estimate", "--model", "gpt2")
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.startswith(
+        "error [configuration]: standard output is closed, and the result of `mpcache estimate` goes there;"
+    )
+    code, said = run(closed + RUN, "party", "--config", "none.yaml")
+    assert (code, said.count("\n"), "none.yaml" in said) == (2, 1, True)
+    assert set(typer.main.get_command(app).commands) > RESULT_ELSEWHERE  # type: ignore[attr-defined]
+
+
+def test_an_answer_on_a_full_disk() -> None:
+    model = ROOT / "models" / "recall" / "gpt2"
+    asked = ("--model", str(model), "--prompt", "Codes . Kepler :", "--max-new-tokens", "1")
+    with open("/dev/full", "wb") as full:
+        assert run(RUN, "generate", *asked, stdout=full.fileno()) == (2, FULL)

@@ -38,7 +38,7 @@ BAD = [
         "sharing = 5 must be at most 4: what tokens receive in all layers of a group is added up",
     ),
     (
-        "mpcache:preset=clusters,static=1,dynamic=1,sharing=3",
+        "mpcache:dynamic=0.1,sharing=3",
         64,
         "needs 5 layers, the model has 4; lower them, or set sharing=1",
     ),

@@ -151,3 +151,12 @@ def test_an_encoder_whose_bounds_are_too_small(command: Command, tmp_path: Path)
     assert found.code == 1
     assert re.search(r"wrong: .* reach [\d.]+ in layer 1, bound 16: --suite-option activation=\d", found.out), found.out
     assert "flagged on shares" in found.out
+
+
+def test_a_text_without_a_tokenizer_is_refused_before_the_calibration(command: Command, tmp_path: Path) -> None:
+    save("llama-grouped", tmp_path)
+    found = command("check", "--model", tmp_path, "--prompt", "Who")
+    assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert "error [checkpoint]: " in found.err
+    assert "no tokenizer.json there; copy the model's tokenizer files" in found.err
+    assert not (tmp_path / "mpcache.json").exists()

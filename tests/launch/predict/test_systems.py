@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from launch.cli.commands.plan import times_less
 from launch.predict.networks import find_network
 from launch.predict.planning import Lengths, price
 from launch.predict.systems import SYSTEMS, Offer, as_good, found, offers
@@ -58,3 +59,28 @@ def test_the_command(command: Command) -> None:
     assert {one["policy"] for one in told["systems"]} == set(SYSTEMS)
     assert "mpcache" in told["as_good"]
     assert told["systems"][0]["rounds"] == 209
+
+
+def test_lengths_beyond_the_positions_are_said_first(command: Command) -> None:
+    """Of an encoder too; before anything is priced, and where they fit, not at all."""
+    for arguments, message in (
+        (
+            ("estimate", "--model", "tiny", "--prompt", 63, "--new", 3, "--rate", 1),
+            "64 positions, too few for 63 tokens and 3",
+        ),
+        (("plan", "--model", "tiny", "--prompt", 63, "--new", 3), "64 positions, too few for 63 tokens and 3 new ones"),
+        (("estimate", "--model", "bert-base", "--prompt", 513, "--rate", 1), "512 positions, too few for 513 tokens"),
+        (("estimate", "--model", "tiny", "--prompt", 63, "--new", 2, "--rate", 1), ""),
+    ):
+        done = command(*arguments)
+        assert done.code == 0
+        first = done.err.splitlines()[0] if done.err else ""
+        assert message in first if message else "positions" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("full", "one", "said"),
+    [(30, 10, "3.00 times fewer bytes"), (10, 10, "1.00 times fewer bytes"), (68, 100, "1.47 times more bytes")],
+)
+def test_more_is_said_where_it_is_more(full: float, one: float, said: str) -> None:
+    assert times_less(full, one, "fewer bytes") == said

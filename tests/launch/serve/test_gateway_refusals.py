@@ -99,7 +99,7 @@ def test_own_hosts(gateway: Running, host: str) -> None:
 
 
 def test_bodies(gateway: Running) -> None:
-    for body in (b"", b"{", b"[1]", b'"x"', b"\xff\xfe", b"[" * 4000):
+    for body in (b"", b"{", b'{"temperature": NaN}', b"[1]", b'"x"', b"\xff\xfe", b"[" * 4000):
         status, said = raw(gateway, "POST", "/v1/completions", body)
         assert (status, said["error"]["type"]) == (400, "invalid_request_error"), body[:10]
     status, said = raw(gateway, "POST", "/v1/completions", b" " * 4097)
@@ -131,19 +131,19 @@ def test_no_cross_origin_header(gateway: Running) -> None:
 @pytest.mark.parametrize(
     ("options", "param", "message"),
     [
-        ({"n": 17}, "n", "less than or equal to 16"),
+        ({"n": 17}, "n", "n: 17 was given; input should be less than or equal to 16"),
         ({"logprobs": 1}, "logprobs", "start it with --allow-logits"),
         ({"best_of": 3}, "best_of", "needs their probabilities"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "start it with --allow-logits"),
         ({"logit_bias": {"five": 1}}, "logit_bias", "must give token ids a number"),
         ({"top_p": 0.9}, "top_p", "start it with --allow-logits"),
         ({"temperature": 1, "seed": 1}, "seed", "used once"),
-        ({"temperature": 3}, "temperature", "less than or equal to 2"),
-        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"temperature": 3}, "temperature", "3 was given; input should be less than or equal to 2"),
+        ({"max_tokens": 0}, "max_tokens", "0 was given; input should be greater than or equal to 1"),
         ({"prompt": ["a"] * 17}, "prompt", "at most 16 answers"),
-        ({"prompt": [99]}, "prompt", "outside the vocabulary of 40"),
+        ({"prompt": [1, 99]}, "prompt", "number 2 lies outside the model's vocabulary of 40"),
         ({"prompt": ""}, "prompt", "the prompt is empty"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "a list of at most 4 texts"),
+        ({"stop": list("abcde")}, "stop", "a list of at most 4 texts"),
         ({"prompt": {"a": 1}}, "prompt", "must be a text, a list of token ids, or"),
         ({"extra_body": {"mirostat": 1}}, None, "Unrecognized request argument supplied: mirostat"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "needs stream: true"),
@@ -244,8 +244,8 @@ def test_nobody_asks_again_after_wrong_shares(gateway: Running, monkeypatch: pyt
 
 
 def test_a_busy_party(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit in ("_slots", "_queued"):
-        monkeypatch.setattr(gateway.deployment.servers["party1"].admission, limit, 0)
+    admission = gateway.deployment.servers["party1"].admission
+    monkeypatch.setattr(admission, "_room", replace(admission._room, slots=0, queued=0))
     with pytest.raises(openai.RateLimitError, match="party1 is busy"):
         gateway.openai(api_key=KEY).completions.create(model="tiny", prompt="a", max_tokens=1, stream=True)
 

@@ -20,7 +20,7 @@ from models.calibration.extremes import Extremes, measure
 from models.calibration.record import FILE, calibrated, find, make, read_record
 from models.calibration.sequences import read_text, sequences
 from models.checkpoint import CanonicalWeights, Checkpoint, TensorFiles, _family, load_checkpoint
-from mpc.errors import ConfigurationError
+from mpc.errors import CheckpointError, ConfigurationError
 from protocols.bounds import RANGE_KINDS, RANGES, Bounds, largest
 from protocols.ranges import checked_ranges, least_bound
 from tests.models import random_checkpoints as checkpoints
@@ -113,17 +113,36 @@ def test_bounds_have_a_bit_to_spare_and_stay_within_the_suite() -> None:
 
 def test_the_built_in_text_is_varied_and_begins_with_the_first_token(tmp_path: Path) -> None:
     checkpoints.save("gpt2", tmp_path)
-    spread = sequences(load_checkpoint(tmp_path), read_text(None))  # no tokenizer
+    checkpoint = load_checkpoint(tmp_path)
+    spread = sequences(checkpoint, read_text(None, checkpoint))  # no tokenizer
     assert len(spread) > 2
     assert all(ids[0] == 1 and len(ids) <= 64 for ids in spread)
     checkpoints.byte_tokenizer(tmp_path)
-    texts = sequences(load_checkpoint(tmp_path), read_text(None))
+    checkpoint = load_checkpoint(tmp_path)
+    texts = sequences(checkpoint, read_text(None, checkpoint))
     assert all(ids[0] == 1 and max(ids) < 97 for ids in texts)
     assert len({token for ids in texts for token in ids}) > 60
     empty = tmp_path / "empty.txt"
     empty.write_text(" \n")
     with pytest.raises(ConfigurationError, match="is empty"):
-        read_text(empty)
+        read_text(empty, checkpoint)
+
+
+def test_a_calibration_without_a_tokenizer_is_made_again_with_one(tmp_path: Path) -> None:
+    """Ids that no text has are no text: said so, kept as long as there is nothing better, and no text of the user's."""
+    checkpoints.save("llama-grouped", tmp_path)
+    first = calibrated(tmp_path)
+    assert (first.state, first.text) == ("made", False)
+    assert (calibrated(tmp_path).state, calibrated(tmp_path).text) == ("found", False)
+    given = tmp_path / "given.txt"
+    given.write_text("a text")
+    with pytest.raises(CheckpointError, match=r"no tokenizer.json there; copy"):
+        make(tmp_path, given)
+    checkpoints.byte_tokenizer(tmp_path)
+    again = calibrated(tmp_path)
+    assert (again.state, again.text) == ("stale", True)
+    assert again.extremes.tokens != first.extremes.tokens
+    assert (calibrated(tmp_path).state, calibrated(tmp_path).text) == ("found", True)
 
 
 def test_the_file_is_found_as_long_as_it_fits(tmp_path: Path) -> None:

@@ -175,14 +175,18 @@ def recorder(seen: list[Any]) -> Any:
     return probe
 
 
-@pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2)])
-def test_whole_generation_on_shares(suite: str, parties: int) -> None:
+FEW = "mpcache:preset=clusters,static=0.6,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
+
+
+@pytest.mark.parametrize(("suite", "parties", "text"), [("crypten", 2, FEW), ("masked", 2, FEW), ("masked", 2, "mpcache")])
+def test_whole_generation_on_shares(suite: str, parties: int, text: str) -> None:
     """The shipped model with MPCache, two layers sharing nothing, against plaintext with the same policy."""
     checkpoint = load_checkpoint(Path(models.recall.__file__).parent / "gpt2")
-    text = "mpcache:preset=clusters,static=0.6,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
+    assert checkpoint.architecture.layers == 2
     case = evaluation_cases(96, 1, 5)[0]
     ids = checkpoint.tokenizer.encode(case.prompt)
     plan = GenerationPlan(len(ids), 4, policy=text)
+    plan.check(checkpoint.architecture)
     expected = generate_plain(checkpoint, ids, plan, dtype=torch.float64)
     measured = generate_on_shares(checkpoint, ids, plan, InProcessSuite(SuiteSpec(suite), parties)).checked()
     assert measured == expected

@@ -6,7 +6,13 @@ import re
 
 import pytest
 
+from models.costs.estimation import Tracer
+from models.costs.tracing import Setting
 from models.policies import parse
+from models.policies.changed import Changed
+from models.policies.holding import Holding
+from models.policies.registry import WRAPPERS
+from models.shapes import SHAPES
 from mpc.errors import ConfigurationError
 from tests.models.policies.policy_cases import tiny
 from tests.models.policies.test_policies import TEXTS
@@ -61,7 +67,15 @@ from tests.models.policies.test_policies import TEXTS
         ("h2o:budget=-1", "policy h2o: budget = -1.0 must be a share above 0 and up to 1"),
         ("snapkv:kernel=4", "policy snapkv: kernel = 4 must be odd"),
         ("quest:page=0", "policy quest: page = 0 must be a whole number, 1 or more"),
-        ("full@0-1", "unknown cache policy 'full@0-1'"),
+        (
+            "full@0-1",
+            "policy 'full@0-1' names no policy for the other layers: its list is incomplete; end it with one, such",
+        ),
+        ("h2o@0;snapkv@1-3", "end it with one, such as h2o@0;snapkv@1-3;full"),
+        ("full@", "'full@': a policy for some layers is written as policy@first-last"),
+        ("lag|full", "policy lag: 'full' is no system of axes, of which lag changes one; use h2o or tova inside, or leave"),
+        ("lag|snapkv", "so nothing can go while decoding; use h2o or tova inside, or leave out lag"),
+        ("demote|quest", "demote changes one; use h2o, snapkv or tova inside, or leave out demote"),
         ("full@x;mpcache", "'full@x': a policy for some layers is written as policy@first-last"),
         ("chunked:tokens=1|full", "policy chunked: tokens = 1 must be a whole number, 2 or more"),
         ("twice|full", "unknown wrapper of cache policies 'twice'; known: shared, chunked, batches, lag"),
@@ -81,7 +95,7 @@ from tests.models.policies.test_policies import TEXTS
         ("lag:every=0|h2o", "policy lag: every = 0 must be a whole number, 1 or more"),
         (
             "lag|mpcache",
-            "policy lag: 'mpcache' reads some of what stays, by clusters or places that lag would change; use h2o, snapkv",
+            "policy lag: 'mpcache' reads some of what stays, by clusters or places that lag would change; use h2o or",
         ),
         ("clusters|h2o", "policy clusters: 'h2o' moves rows while decoding or holds them in segments"),
         ("clusters|mpcache", "policy clusters: 'mpcache' reads some of what stays"),
@@ -200,3 +214,25 @@ def test_a_policys_text_makes_the_same_policy(text: str) -> None:
     policy = parse(text)
     assert parse(policy.spec) == policy
     assert parse(policy.spec).spec == policy.spec
+
+
+@pytest.mark.parametrize("wrapper", [kind for kind in WRAPPERS.values() if issubclass(kind, Changed | Holding)])
+def test_systems_that_remedies_name_can_be_inside(wrapper: type[Changed | Holding]) -> None:
+    settings = ":weights=1 2" if wrapper.name == "layers" else ""
+    names = re.findall(r"\b(?:full|h2o|snapkv|tova|cake|compresskv)\b", wrapper.usual)
+    assert len(names) >= 2
+    assert [parse(f"{wrapper.name}{settings}|{name}").inner.name for name in names] == names  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_mpcache_on_few_layers(layers: int) -> None:
+    """Where tokens attend to all that stays, no clusters are shared, and no group of layers needs to be whole."""
+    few = SHAPES["tiny"].model_copy(update={"layers": layers})
+    for text in ("mpcache", "mpcache:sharing=4,apart=0"):
+        parse(text).check(few, 60)
+        for cached, tokens in ((0, 60), (60, 1)):
+            quick, whole = (Tracer(few, Setting("masked", 2, text), every).step(cached, tokens) for every in (False, True))
+            assert quick.costs == whole.costs
+    with pytest.raises(ConfigurationError, match=f"needs 4 layers, the model has {layers}"):
+        parse("mpcache:dynamic=0.5").check(few, 100)
+    assert parse("mpcache").spec == "mpcache"
