@@ -170,8 +170,7 @@ async def fed_forward(s: Any, h: Any, w: Any, back: Any) -> Any:
 
 @pytest.mark.parametrize("prefer", PREFERENCES)
 def test_activations_are_right_wherever_they_are_not_flagged(prefer: str) -> None:
-    """Between bound and certain flag, either: inputs from 250 to 390, through the activation and the layer behind it; often
-    where chance decides whether one is flagged, and what is lifted as if it were signed is wrong."""
+    """Either, from 250 to 390, through the activation and the layer behind it; at 345 chance decides, so it comes often."""
     h, w, back = torch.randn(1, 64), torch.randn(64, 40) / 8, torch.randn(40, 64) / 8
     unit = h / torch.sqrt(h.square().mean(-1, keepdim=True) + 1e-6)
     flagged = 0

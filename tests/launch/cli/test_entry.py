@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from launch.cli.main import RESULT_ELSEWHERE, app
+from launch.local.deployment import LocalDeployment
 
 ROOT = Path(__file__).parents[3]
 HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whatever the tests' own shell says
@@ -89,8 +90,8 @@ def test_a_result_that_has_nowhere_to_go() -> None:
     assert set(typer.main.get_command(app).commands) > RESULT_ELSEWHERE  # type: ignore[attr-defined]
 
 
-def test_an_answer_on_a_full_disk() -> None:
-    model = ROOT / "models" / "recall" / "gpt2"
-    asked = ("--model", str(model), "--prompt", "Codes . Kepler :", "--max-new-tokens", "1")
+def test_an_answer_on_a_full_disk(running: LocalDeployment, text_model: Path) -> None:
+    client = running.folder / "client.yaml"
+    asked = ("--config", str(client), "--model", str(text_model), "--prompt", "Codes", "--max-new-tokens", "1")
     with open("/dev/full", "wb") as full:
         assert run(RUN, "generate", *asked, stdout=full.fileno()) == (2, FULL)
