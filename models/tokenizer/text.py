@@ -176,9 +176,9 @@ class TextTokenizer:
 @cache
 def _byte_letters() -> dict[str, int]:
     """Return the byte of each letter in which byte-level tokenizers (GPT-2's) write tokens."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 def _cleans(tokenizer: Any) -> bool:

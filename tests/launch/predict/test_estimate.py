@@ -349,13 +349,6 @@ def test_a_token_of_gpt2_that_chooses(prefer: str, rounds: int, dealt: float) ->
     assert each["bytes_sent"] / 12 < 0.24e6
 
 
-def test_a_token_of_gpt2_with_mpcache_on_a_network_of_3_milliseconds() -> None:
-    options = {"prefer": "3ms/1000mbit"}
-    found = estimate(SHAPES["gpt2"], Setting("masked", policy="mpcache", options=options), 1022, 3)
-    assert found.last_layer.total("rounds") <= 18
-    assert found.further.total("offline_bytes") / 2 <= 20e6
-
-
 def test_prompts_of_gpt2() -> None:
     short, long = (estimate(SHAPES["gpt2"], Setting("masked"), n, 1).first for n in (128, 1024))
     assert short.total("offline_bytes") <= 0.7e9
