@@ -56,7 +56,17 @@ class ChunkPlan:
     def __post_init__(self) -> None:
         if not 1 <= len(self.lengths) <= MOST_CHUNKS or min(self.lengths) < 1:
             raise ConfigurationError(f"chunks: 1 to {MOST_CHUNKS} of them, each of a token or more, got {self.lengths}")
-        if not 0 <= self.again <= max(self.lengths):
+        if self.again < 0:
+            raise ConfigurationError(f"again must be 0 or more tokens of each chunk, got {self.again}")
+        if not 0 <= self.among <= MOST_CANDIDATES:
+            raise ConfigurationError(f"among: a chunk is one of at most {MOST_CANDIDATES} candidates, got {self.among}")
+        if self.among and len(set(self.lengths)) > 1:
+            raise ConfigurationError(f"chunks that are chosen in secret are equally long, got {self.lengths}")
+
+    def asked(self) -> ChunkPlan:
+        """Return itself, for who asks for it, or has it dealt. Raises `ConfigurationError` for more tokens to be computed
+        again than a chunk has, and for a choice in secret among one."""
+        if self.again > max(self.lengths):
             raise ConfigurationError(
                 f"again: tokens of each chunk, from 0 to the {max(self.lengths)} of the longest one, got {self.again}"
             )
@@ -65,10 +75,7 @@ class ChunkPlan:
                 "a chunk that is chosen in secret is one of 2 candidates or more, got 1: parties would know which it is; "
                 "register more texts of its length, or choose with retrieval 'public'"
             )
-        if not 0 <= self.among <= MOST_CANDIDATES:
-            raise ConfigurationError(f"among: a chunk is one of at most {MOST_CANDIDATES} candidates, got {self.among}")
-        if self.among and len(set(self.lengths)) > 1:
-            raise ConfigurationError(f"chunks that are chosen in secret are equally long, got {self.lengths}")
+        return self
 
     @property
     def firsts(self) -> tuple[int, ...]:

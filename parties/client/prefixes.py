@@ -128,7 +128,9 @@ class ChunkChoice:
         ids = [one.prefix for one in found]
         if missing := [one.name for one in wanted if one.prefix not in ids]:
             raise ConfigurationError(f"{', '.join(missing)}: not among the candidates; name them there, too")
-        return ReadChunks(found, ChunkPlan(lengths, again, len(found)), tuple(ids.index(one.prefix) for one in wanted))
+        return ReadChunks(
+            found, ChunkPlan(lengths, again, len(found)).asked(), tuple(ids.index(one.prefix) for one in wanted)
+        )
 
     def _candidates(
         self, reference: ModelReference, suite: SuiteSpec, prefix: RegisteredPrefix | None, tokens: int

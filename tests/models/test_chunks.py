@@ -136,14 +136,15 @@ def test_numbers_of_chunks() -> None:
     for lengths, again, message in (
         ((), 0, "1 to 64 of them"),
         ((3, 0), 0, "a token or more"),
-        ((3,), -1, "from 0 to the 3"),
+        ((3,), -1, "again must be"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             ChunkPlan(lengths, again)
     with pytest.raises(ConfigurationError, match=r"from 0 to the 35 of the longest one, got 40"):
-        ChunkPlan((35, 20), 40)
+        ChunkPlan((35, 20), 40).asked()
     with pytest.raises(ConfigurationError, match=r"is one of 2 candidates or more, got 1: parties would know which it is"):
-        ChunkPlan((35, 35), 4, 1)
+        ChunkPlan((35, 35), 4, 1).asked()
+    assert ChunkPlan((35, 35), 40, 1).repaired == 70  # of a tape that was dealt before: told about, and never asked for
     assert ChunkPlan((2, 3), 1).places(1, 2) == Places((0, 2, 4, 5), (1, 3, 6, 7))
     assert ChunkPlan((2, 3), 1).places(1, 2).mask(3).int().tolist() == [
         [1, 1, 0, 0, 1, 1, 0, 0],

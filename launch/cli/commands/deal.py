@@ -135,7 +135,7 @@ def chunk_plan(chunks: str | None, again: int, candidates: int) -> ChunkPlan | N
         raise ConfigurationError(
             f"--chunks {chunks}: lengths of texts in tokens, separated by commas, such as 64,64"
         ) from None
-    return ChunkPlan(lengths, again, candidates)
+    return ChunkPlan(lengths, again, candidates).asked()
 
 
 def deal_json(dealt: Deal) -> dict[str, Any]:
