@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launch.predict.networks import LOCALHOST, Network
-from models.costs.rates import START_CALLS, WEIGHTS, Rates
+from models.costs.rates import START_ENTRIES, WEIGHTS, Rates
 from models.costs.tracing import Costs
 from mpc.role_process import processors
 
@@ -58,7 +58,7 @@ class Machines:
 
     def start_seconds(self) -> float:
         """Return the seconds until all servers are there: Python and its packages, once a process."""
-        alone = START_CALLS / self.rates.calls
+        alone = START_ENTRIES / self.rates.entries
         return alone * max(1.0, (self.parties + 1) / self.cores) if self.cores else alone
 
     def seconds(self, costs: Costs, part: str | None = None, sessions: int = 0) -> StageSeconds:

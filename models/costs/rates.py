@@ -6,7 +6,7 @@ meanwhile takes wall-clock time from a repetition, but hardly processor time.
 What a role computes is put together of kinds of work whose amounts a trace counts (`models.costs.tracing`): products of
 few rows, of many and of opened bits; dealt values, the tables among them; bytes sent, which are packed and unpacked; and
 entries of the tape, each with the small operations that go with it, in which Python and torch take what the work itself does
-not. How much of a measured rate each traced unit stands for is in `Weights`, fitted to the processor time of processes on
+not: a dealer's step of a small model is run to see how long. How much of a measured rate each traced unit stands for is in `Weights`, fitted to the processor time of processes on
 one machine (`python -m tests.tools.estimate_check --seconds`, which compares).
 """
 
@@ -18,53 +18,61 @@ from dataclasses import dataclass
 
 import torch
 
-from models.costs.tracing import Costs
+from models.costs.program import NoInputs, StepPlan, fill, load, step
+from models.costs.tracing import STEP, Costs
+from models.decoder import Decoder
+from models.policies import parse
+from models.shapes import find_shape
 from mpc import ring
 from mpc.random import Prg
+from mpc.tape import DealerTape
+from protocols.registry import SuiteSpec, secure_suite
 
 REPETITIONS, LIMIT_SECONDS = 7, 0.4  # of each piece; on a busy machine fewer
 MANY = 64  # rows of a product that is not bound by memory
-ELEMENTS, SMALL = 1 << 18, 64  # of the tensors that element-wise work and calls are measured with
+ELEMENTS = 1 << 18  # of the tensors that element-wise work is measured with
 EXPANDED = 1 << 22  # bytes
-CALLS = 500
+SMALL = {"layers": 1, "heads": 2, "kv_heads": 2, "width": 64, "head_channels": 32, "feed_forward": 256, "vocabulary": 256}
+BEHIND = 16  # tokens in the small model's cache
 
 
 @dataclass(frozen=True)
 class Weights:
     """What a role does for each unit of a trace. products, bits: for each multiply-add of a party, of those of opened bits;
     dealt: bytes that are expanded for each byte of entries that depend on others, with what is done with them; sent: bytes
-    that element-wise work makes for each byte that a party sends; calls: for each entry; session: calls beside its steps."""
+    that element-wise work makes for each byte that a party sends; entries: for each entry, in small entries of a dealer;
+    session: beside its steps, in the same unit."""
 
     products: float
     bits: float
     dealt: float
     sent: float
-    calls: float
+    entries: float
     session: float
 
 
-PARTY = Weights(products=0.575, bits=0.0, dealt=26.0, sent=203.0, calls=154.0, session=3.3e4)
-DEALER = Weights(products=0.355, bits=0.0, dealt=28.5, sent=0.0, calls=101.0, session=2.75e4)
-CRYPTEN_PARTY = Weights(products=1.27, bits=1.27, dealt=6.0, sent=60.0, calls=120.0, session=2.5e4)
-CRYPTEN_DEALER = Weights(products=0.4, bits=0.4, dealt=4.0, sent=20.0, calls=45.0, session=1.2e4)
+PARTY = Weights(products=0.575, bits=0.0, dealt=26.0, sent=203.0, entries=1.06, session=315)
+DEALER = Weights(products=0.355, bits=0.0, dealt=28.5, sent=0.0, entries=0.88, session=262)
+CRYPTEN_PARTY = Weights(products=1.27, bits=1.27, dealt=6.0, sent=60.0, entries=1.15, session=239)
+CRYPTEN_DEALER = Weights(products=0.4, bits=0.4, dealt=4.0, sent=20.0, entries=0.43, session=115)
 WEIGHTS = {"masked": (PARTY, DEALER), "crypten": (CRYPTEN_PARTY, CRYPTEN_DEALER)}
 """Of a party and of the dealer, by suite."""
-START_CALLS = 1.1e6
+START_ENTRIES = 10_500
 """Of a server until it is ready: Python brings its packages in."""
 
 
 @dataclass(frozen=True)
 class Rates:
     """Of one thread, but for products with many rows: multiply-adds of ring products a second, with few rows (bound by
-    memory) and with many; pseudorandom bytes, bytes that element-wise work makes, and calls of small operations a second, by
-    default those of a usual machine. spread: how much longer the slowest repetition took than the best, 0 where nothing was
+    memory) and with many; pseudorandom bytes, bytes that element-wise work makes, and small entries that a dealer deals a
+    second, by default those of a usual machine. spread: how much longer the slowest repetition took than the best, 0 where nothing was
     measured."""
 
     vector: float
     matrix: float
     expanded: float = 3.4e9
     made: float = 1e10
-    calls: float = 5.6e5
+    entries: float = 5.4e3
     spread: float = 0.0
 
     def seconds(self, costs: Costs, part: str | None = None, weights: Weights = PARTY, sessions: int = 0) -> float:
@@ -79,7 +87,7 @@ class Rates:
             + weights.bits * total("bit_products") / self.matrix
             + weights.dealt * total("corrected_bytes") / self.expanded
             + weights.sent * total("bytes_sent") / self.made
-            + (weights.calls * total("entries") + weights.session * sessions) / self.calls
+            + (weights.entries * total("entries") + weights.session * sessions) / self.entries
         )
 
 
@@ -88,7 +96,7 @@ def measure_rates() -> Rates:
     two."""
     weight = torch.ones(1024, 2048, dtype=torch.int64).t().contiguous().t()
     one, many = (torch.ones(rows, 1024, dtype=torch.int64) for rows in (1, MANY))
-    large, small = (torch.ones(count, dtype=torch.int64) for count in (ELEMENTS, SMALL))
+    large = torch.ones(ELEMENTS, dtype=torch.int64)
     prg = Prg(bytes(32))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -98,7 +106,7 @@ def measure_rates() -> Rates:
             "matrix": (threads * MANY * weight.numel(), lambda: ring.matmul(many, weight)),
             "expanded": (EXPANDED, lambda: prg.bytes(EXPANDED)),
             "made": (3 * large.nbytes, lambda: ((large + large) & 0xFFFFF) * large),
-            "calls": (2 * CALLS, lambda: [(small + small) & 1 for _ in range(CALLS)]),
+            "entries": _dealt_step(),
         }
         taken = {name: (count, *_best(work)) for name, (count, work) in found.items()}
     finally:
@@ -119,3 +127,20 @@ def _best(work: Callable[[], object]) -> tuple[float, float]:
         wall.append(time.perf_counter() - began)
     best = max(min(cpu), 1e-9)
     return best, max(wall) / best - 1
+
+
+def _dealt_step() -> tuple[int, Callable[[], object]]:
+    """Return the entries that a dealer deals for a token of a small model, and what deals one such token."""
+    architecture = find_shape("gpt2").model_copy(update=SMALL)
+    tape = DealerTape([Prg(bytes([i]) * 32) for i in range(2)], lambda party, piece: None)
+    suite = secure_suite(SuiteSpec("masked"), parties=2, tape=tape, channel=None)
+    weights = suite.run(load(suite, architecture, NoInputs()))
+    decoder = Decoder(suite, architecture, weights, parse("full"))
+    cache = suite.run(fill(decoder, BEHIND, NoInputs()))
+
+    def deal() -> None:
+        suite.run(step(decoder, cache.copied(), StepPlan(), None, STEP))
+
+    before = tape.position
+    deal()
+    return tape.position - before, deal

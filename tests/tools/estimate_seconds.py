@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-PARTIES, TOKENS, REPEAT = 2, 8, 3
+PARTIES, TOKENS, REPEAT = 2, 24, 3
 LIMIT = 0.3
 SETTLED = 0.3  # seconds after an answer until servers have ended its session
 TICK = 1 / os.sysconf("SC_CLK_TCK")
