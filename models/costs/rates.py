@@ -6,8 +6,9 @@ meanwhile takes wall-clock time from a repetition, but hardly processor time.
 What a role computes is put together of kinds of work whose amounts a trace counts (`models.costs.tracing`): products of
 few rows, of many and of opened bits; dealt values, the tables among them; bytes sent, which are packed and unpacked; and
 entries of the tape, each with the small operations that go with it, in which Python and torch take what the work itself does
-not: a dealer's step of a small model is run to see how long. How much of a measured rate each traced unit stands for is in `Weights`, fitted to the processor time of processes on
-one machine (`python -m tests.tools.estimate_check --seconds`, which compares).
+not: a dealer's step of a small model is run to see how long. How much of a measured rate each traced unit stands for is in
+`Weights`, fitted to the processor time of processes on one machine (`python -m tests.tools.estimate_check --seconds`, which
+compares).
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ START_ENTRIES = 10_500
 class Rates:
     """Of one thread, but for products with many rows: multiply-adds of ring products a second, with few rows (bound by
     memory) and with many; pseudorandom bytes, bytes that element-wise work makes, and small entries that a dealer deals a
-    second, by default those of a usual machine. spread: how much longer the slowest repetition took than the best, 0 where nothing was
-    measured."""
+    second, by default those of a usual machine. spread: how much longer the slowest repetition took than the best, 0 where
+    nothing was measured."""
 
     vector: float
     matrix: float

@@ -57,4 +57,5 @@ def test_every_term_counts() -> None:
 
 def test_measured_rates() -> None:
     found = measure_rates()
-    assert all(getattr(found, name) > 1e5 for name in ("vector", "matrix", "expanded", "made", "calls"))
+    assert all(getattr(found, name) > 1e5 for name in ("vector", "matrix", "expanded", "made"))
+    assert 100 < found.entries < 1e5  # an entry takes some twenty small operations
