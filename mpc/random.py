@@ -33,7 +33,6 @@ SEED_BYTES = 32
 _LEAST_AHEAD, _MOST_AHEAD = 1 << 14, 1 << 22  # bytes that are made for a device at once
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SIGNED = {width: np.dtype(f"<i{width}") for width in _INTEGERS}  # as the stream is read, and as the machine has them
-_UNSIGNED = {width: np.dtype("<i8" if width == 8 else f"<u{width}") for width in _INTEGERS}
 _NATIVE = {width: np.dtype(f"i{width}") for width in _INTEGERS}
 
 
@@ -153,15 +152,7 @@ class Prg:
 
         Each element takes 1, 2, 4 or 8 bytes of the stream (the next size that holds `bits`), cut to `bits`.
         """
-        if (device if isinstance(device, str) else device.type) != "cpu":
-            return canonical(self.words(shape, bits, device), bits)
-        check_bits(bits)
-        width = word_bytes(bits)
-        count = math.prod(shape) * width
-        words = _expanded(self._stream, self._next(count), count).view(_UNSIGNED[width])
-        if bits < 8 * width:
-            words &= (1 << bits) - 1
-        return torch.from_numpy(words.astype(np.int64, copy=False)).reshape(tuple(shape))
+        return canonical(self.words(shape, bits, device), bits)
 
     def __repr__(self) -> str:
         return f"Prg({self._generator.name})"

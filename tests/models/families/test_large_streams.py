@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,10 @@ def test_plaintext(published: tuple[Path, Any]) -> None:
     folder, model = published
     checkpoint = load_checkpoint(folder)
     ids = checkpoints.prompt(model, 9)
-    torch.testing.assert_close(PlainModel(checkpoint).logits(ids), checkpoints.logits(model, ids), atol=1e-4, rtol=1e-5)
+    exact = checkpoints.logits(copy.deepcopy(model).double(), ids)
+    rounding = float((checkpoints.logits(model, ids) - exact).abs().max())  # how much depends on the processor
+    assert rounding < 1e-3
+    assert float((PlainModel(checkpoint).logits(ids) - exact).abs().max()) < max(4 * rounding, 1e-4)
     for name in ("layers.0.attention.out.gain", "layers.2.mlp.down.gain"):
         check_size(checkpoint.architecture, name, checkpoint.weights[name])
     epsilon = model.config.rms_norm_eps
