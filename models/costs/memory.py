@@ -34,20 +34,23 @@ BUFFERS = 10_000_000
 class Factors:
     """Bytes for each byte that the trace of a step holds, of a suite. party, dealer: held by either, by part of the model
     ("" stands for the others): the digits and tables inside a softmax take more than those of an activation or of a
-    ranking, which compares every token with every other one. left: that a
-    prompt leaves with the allocator of a party, and of the dealer."""
+    ranking, which compares every token with every other one. left: that a prompt leaves with the allocator of a party, and
+    of the dealer. kept: of either, for each byte of a weight at a party, while others are loaded: files of shares are in
+    memory as far as they were read. server: bytes that the suite makes a server bring in."""
 
     party: Mapping[str, float]
     dealer: Mapping[str, float]
     left: tuple[float, float]
+    kept: tuple[float, float] = (1.0, 0.5)
+    server: int = 0
 
 
 RANKING = "ranking"
 """The operation that counts as a part of the model, wherever it is asked for: of `Operations.top_k` and the like."""
 MASKED = Factors(
-    {"attention": 4.2, "cross": 4.2, "": 2.2}, {"attention": 3.0, "cross": 3.0, RANKING: 1.7, "": 1.4}, (0.8, 0.0)
+    {"attention": 4.2, "cross": 4.2, "": 2.8}, {"attention": 2.9, "cross": 2.9, RANKING: 1.5, "": 1.8}, (0.8, 0.0)
 )
-CRYPTEN = Factors({"": 2.6}, {"": 1.5}, (0.3, 1.2))
+CRYPTEN = Factors({"": 2.6}, {"": 1.0}, (0.3, 0.5), (1.5, 0.5), 65_000_000)
 ROLES = ("client", "party", "dealer", "model owner")
 STAGES = ("start", "share", "load", "prompt", "token")
 
@@ -105,6 +108,7 @@ def _weighed(working: Mapping[str, int], factors: Mapping[str, float]) -> float:
 def memory_of(held: Held) -> Memory:
     """Return what each role holds."""
     factors = MASKED if held.suite == "masked" else CRYPTEN
+    serving = SERVING + factors.server
     largest = 8 * max(count for count, _ in held.weights)
     loaded = sum(count * each for count, each in held.weights)
 
@@ -112,18 +116,18 @@ def memory_of(held: Held) -> Memory:
         prompt, token = (_weighed(working, works) for working in held.working)
         token = max(token, left * max(held.working[0].values(), default=0))
         each = {"prompt": (prompt, held.cached[0]), "token": (token, held.cached[1])}
-        return {name: round(SERVING + BUFFERS + weights + cache * rows + work) for name, (work, rows) in each.items()}
+        return {name: round(serving + BUFFERS + weights + cache * rows + work) for name, (work, rows) in each.items()}
 
     party = {
         "start": START,
         "share": round(START + SHARE_COPIES * largest),
-        "load": round(SERVING + _loading(held.weights, 1, LOAD_COPIES)),
+        "load": round(serving + _loading(held.weights, factors.kept[0], LOAD_COPIES)),
         **steps(loaded, 1, factors.party, factors.left[0]),
     }
     dealer = {
         "start": START,
         "share": START,
-        "load": round(SERVING + _loading(held.weights, 0.5, LOAD_COPIES / 2)),
+        "load": round(serving + _loading(held.weights, factors.kept[1], LOAD_COPIES / 2)),
         **steps(loaded / 2, 0.5, factors.dealer, factors.left[1]),
     }
     owner = {
