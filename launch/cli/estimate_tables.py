@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.terminal.console import byte_count, err, out
@@ -60,6 +61,31 @@ def warn_beyond(model: str, own: AnyArchitecture, prompt: int, new: int) -> None
         err.print(
             f"{model} has {own.positions} positions, too few for {prompt} tokens and {new} new ones: no session of it takes "
             "them. What follows is priced as if it had enough.",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+
+def warn_before(model: str, suite: str, own: AnyArchitecture, prompt: int, new: int) -> None:
+    """Say, before anything is priced, what sessions of the model will not do, or will do otherwise."""
+    warn_beyond(model, own, prompt, new)
+    _note_calibration(model, suite)
+
+
+def _note_calibration(model: str, suite: str) -> None:
+    """Say that a checkpoint's sessions will have other bounds, where none were calibrated for the suite yet."""
+    from models.calibration.record import read_record
+    from protocols.registry import secure_suites
+
+    folder = Path(model)
+    if suite not in secure_suites() or not folder.is_dir() or not any(folder.glob("*.safetensors")):
+        return
+    record = read_record(folder)
+    if record is None or suite not in record.suites:
+        err.print(
+            f"{model} has no calibration for suite {suite}: the suite's usual bounds are counted. Its sessions are "
+            "calibrated first and take other rings, which is up to a tenth of the rounds and bytes: do so now by mpcache calibrate "
+            f"--model {model}",
             style="yellow",
             soft_wrap=True,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from mpc.errors import ConfigurationError
@@ -39,6 +38,7 @@ NETWORKS = {
     "mobile": Network("mobile", 80e-3, 50e6),
 }
 
+SLOWEST, FEWEST, MOST = 100_000, 0.001, 100_000_000  # milliseconds, and Mbit/s, of a network of one's own
 LOCALHOST = Network("localhost", 0.1e-3, 20e9, waking=0.0)
 """Processes of one machine; what they need for a message is computing, not in these numbers."""
 
@@ -57,7 +57,7 @@ def find_network(text: str) -> Network:
         milliseconds, megabits = (float(part) for part in numbers)
     except ValueError:
         raise _unknown(text) from None
-    if not (0 <= milliseconds < math.inf and 0 < megabits < math.inf):
+    if not (0 <= milliseconds <= SLOWEST and FEWEST <= megabits <= MOST):
         raise _unknown(text)
     return Network(text, milliseconds / 1e3, megabits * 1e6)
 
@@ -65,5 +65,5 @@ def find_network(text: str) -> Network:
 def _unknown(text: str) -> ConfigurationError:
     return ConfigurationError(
         f"network '{text}' is not one of {', '.join(NETWORKS)}, {LOCALHOST.name}, nor a round trip in milliseconds and a "
-        "bandwidth in Mbit/s such as 10,1000"
+        f"bandwidth in Mbit/s such as 10,1000 (up to {SLOWEST:,} ms, {FEWEST} to {MOST:,} Mbit/s)"
     )

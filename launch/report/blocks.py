@@ -222,7 +222,9 @@ BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
 
 def filled(text: str, rows: Sequence[Row] | None, check: Mapping[str, Any] | None = None) -> str:
     """Return the text with every block made again: from results, and block `GPU` from a check of a GPU. Blocks of what is
-    not given stay. Raises `ConfigurationError` for a block of an unknown name."""
+    not given stay. Raises `ConfigurationError` for a block of an unknown name, and for a text that has none."""
+    if BLOCK.search(text) is None:
+        raise ConfigurationError("there is no block '<!-- results: NAME -->' ... '<!-- /results -->' to fill in that file")
 
     def block(match: re.Match[str]) -> str:
         name = match["name"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.cli.commands.bench import LayersOption
-from launch.cli.estimate_tables import show_memory, show_notes, show_seconds, warn_beyond, weights_text
+from launch.cli.estimate_tables import show_memory, show_notes, show_seconds, warn_before, weights_text
 from launch.cli.options import (
     DEFAULT_SUITE,
     SHAPE_HELP,
@@ -136,7 +136,7 @@ def run(
     drafting = _drafting(draft, kept)
     setting = Setting(suite, parties, policy, options, *choice, drafting, prefix, None, _texts(texts, prompt), most, padded)
     check_traced(prefix + prompt)
-    warn_beyond(model, own, prefix + prompt, new)
+    warn_before(model, suite, own, prefix + prompt, new)
     with err.status(f"{model}: tracing"):
         found = estimate(architecture, setting, prompt * texts, new, exhaustive=all_layers, kept=kept)
         machines, disturbed = _machines(profile, given, parties, suite)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,8 @@ from models.shapes import SHAPES, with_positions
 from mpc.ledger import Cost
 from tests.launch.conftest import Command
 from tests.tools import found_needles
+
+RECALL = Path(__file__).parents[3] / "models" / "recall" / "gpt2"
 
 
 def test_every_system_is_compared() -> None:
@@ -76,6 +80,29 @@ def test_lengths_beyond_the_positions_are_said_first(command: Command) -> None:
         assert done.code == 0
         first = done.err.splitlines()[0] if done.err else ""
         assert message in first if message else "positions" not in done.err
+
+
+def test_a_checkpoint_without_a_calibration_is_named(command: Command, tmp_path: Path) -> None:
+    """Until there is one: an estimate counts usual bounds, a session its own."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(RECALL / name, tmp_path / name)
+    asked = ("estimate", "--model", tmp_path, "--prompt", 8, "--rate", 1)
+    said = f"{tmp_path} has no calibration for suite masked"
+    assert said in command(*asked).err.replace("\n", " ")
+    (tmp_path / "mpcache.json").write_text("{}")
+    done = command(*asked)
+    assert done.code != 0 or said in done.err
+    shutil.copy(RECALL / "mpcache.json", tmp_path / "mpcache.json")
+    assert said not in command(*asked).err
+    assert said not in command("estimate", "--model", "gpt2", "--prompt", 8, "--rate", 1).err
+
+
+@pytest.mark.parametrize("network", ["1e300,1", "-1,5", "1,1e-300", "1,1e12", "nan,1"])
+def test_networks_that_nobody_has_are_refused(command: Command, network: str) -> None:
+    done = command("estimate", "--model", "tiny", "--prompt", 5, "--network", network)
+    assert done.code == 2
+    assert f"network '{network}' is not one of lan, wan" in done.err
+    assert "up to 100,000 ms" in done.err.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

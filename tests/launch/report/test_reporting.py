@@ -218,6 +218,8 @@ def test_blocks_of_a_page(rows: list[Row]) -> None:
     assert after.startswith("a\n")
     assert after.endswith("\nb\n")
     assert filled(after, rows) == after
+    with pytest.raises(ConfigurationError, match="no block '<!-- results: NAME -->'"):
+        filled("a page without one\n", rows)
     with pytest.raises(ConfigurationError, match="'nothing' is unknown"):
         filled(before.replace("growth", "nothing"), rows)
 
