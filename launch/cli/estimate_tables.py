@@ -84,8 +84,8 @@ def _note_calibration(model: str, suite: str) -> None:
     if record is None or suite not in record.suites:
         err.print(
             f"{model} has no calibration for suite {suite}: the suite's usual bounds are counted. Its sessions are "
-            "calibrated first and take other rings, which is up to a tenth of the rounds and bytes: do so now by mpcache calibrate "
-            f"--model {model}",
+            "calibrated first and take other rings, which is up to a tenth of the rounds and bytes: do so now by "
+            f"mpcache calibrate --model {model}",
             style="yellow",
             soft_wrap=True,
         )
