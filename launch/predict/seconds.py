@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launch.predict.networks import LOCALHOST, Network
-from models.costs.rates import START_ENTRIES, WEIGHTS, Rates
+from models.costs.rates import START_ENTRIES, Rates, weights_of
 from models.costs.tracing import Costs
 from mpc.role_process import processors
 
@@ -63,7 +63,9 @@ class Machines:
 
     def seconds(self, costs: Costs, part: str | None = None, sessions: int = 0) -> StageSeconds:
         """Return the seconds of a stage, or of one part of it; sessions: that begin with it."""
-        party, dealer = (self.rates.seconds(costs, part, weights, sessions) for weights in WEIGHTS[self.suite])
+        party, dealer = (
+            self.rates.seconds(costs, part, weights, sessions) for weights in weights_of(self.suite, self.parties)
+        )
         rounds, sent, dealt = (costs.total(name, part) for name in ("rounds", "bytes_sent", "offline_bytes"))
         return StageSeconds(
             party,

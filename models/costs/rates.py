@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -57,7 +57,9 @@ DEALER = Weights(products=0.355, bits=0.0, dealt=28.5, sent=0.0, entries=0.88, s
 CRYPTEN_PARTY = Weights(products=1.27, bits=1.27, dealt=6.0, sent=60.0, entries=1.15, session=239)
 CRYPTEN_DEALER = Weights(products=0.4, bits=0.4, dealt=4.0, sent=20.0, entries=0.43, session=115)
 WEIGHTS = {"masked": (PARTY, DEALER), "crypten": (CRYPTEN_PARTY, CRYPTEN_DEALER)}
-"""Of a party and of the dealer, by suite."""
+"""Of a party and of the dealer, by suite, where there are two parties."""
+TABLES = 15.0
+"""`Weights.dealt` of a party of the suite masked where there are more: tables are dealt in place of point functions."""
 START_ENTRIES = 10_500
 """Of a server until it is ready: Python brings its packages in."""
 
@@ -90,6 +92,15 @@ class Rates:
             + weights.sent * total("bytes_sent") / self.made
             + (weights.entries * total("entries") + weights.session * sessions) / self.entries
         )
+
+
+def weights_of(suite: str, parties: int) -> tuple[Weights, Weights]:
+    """Return the weights of a party and of the dealer. What is sent to each of several parties is made once."""
+    party, dealer = WEIGHTS[suite]
+    if parties > 2:
+        dealt = TABLES if suite == "masked" else party.dealt
+        party = replace(party, sent=party.sent / (parties - 1), dealt=dealt)
+    return party, dealer
 
 
 def measure_rates() -> Rates:

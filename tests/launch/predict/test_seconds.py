@@ -9,7 +9,7 @@ import pytest
 from launch.predict.networks import LOCALHOST, find_network
 from launch.predict.seconds import BUSY, Machines
 from models.costs.estimation import estimate
-from models.costs.rates import DEALER, PARTY, Rates, measure_rates
+from models.costs.rates import DEALER, PARTY, Rates, measure_rates, weights_of
 from models.costs.tracing import Costs, Setting
 from models.shapes import SHAPES
 
@@ -59,3 +59,11 @@ def test_measured_rates() -> None:
     found = measure_rates()
     assert all(getattr(found, name) > 1e5 for name in ("vector", "matrix", "expanded", "made"))
     assert 100 < found.entries < 1e5  # an entry takes some twenty small operations
+
+
+def test_more_parties_make_what_they_send_once() -> None:
+    """To each of two others the same bytes go; tables take less of a party than point functions."""
+    (two, dealer), (three, same) = (weights_of("masked", parties) for parties in (2, 3))
+    assert (three.sent, three.products, same) == (two.sent / 2, two.products, dealer)
+    assert three.dealt < two.dealt
+    assert weights_of("crypten", 3)[0].dealt == weights_of("crypten", 2)[0].dealt
