@@ -224,7 +224,7 @@ def filled(text: str, rows: Sequence[Row] | None, check: Mapping[str, Any] | Non
     """Return the text with every block made again: from results, and block `GPU` from a check of a GPU. Blocks of what is
     not given stay. Raises `ConfigurationError` for a block of an unknown name, and for a text that has none."""
     if BLOCK.search(text) is None:
-        raise ConfigurationError("there is no block '<!-- results: NAME -->' ... '<!-- /results -->' to fill in that file")
+        raise ConfigurationError("there is no block '<!-- results: NAME -->' ... '<!-- /results -->' to fill")
 
     def block(match: re.Match[str]) -> str:
         name = match["name"]

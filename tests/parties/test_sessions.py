@@ -342,7 +342,7 @@ def test_nothing_leaks(two: Running) -> None:
     def in_use() -> tuple[int, int]:
         return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
 
-    others = threading.enumerate()  # of tests before, whose clients went without a word
+    others = threading.enumerate()  # of tests before, in this process
     client = two.deployment.client()
     client.ask(PROMPT, 1, stop_ids=())
     time.sleep(0.5)

@@ -50,7 +50,10 @@ def run(
             before = page.read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigurationError(f"--fill {page} cannot be read: {error.strerror}") from None
-        after = filled(before, rows, check)
+        try:
+            after = filled(before, rows, check)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"--fill {page}: {error}") from None
         if after != before:
             temporary = page.with_suffix(".new")
             temporary.write_text(after, encoding="utf-8")

@@ -90,8 +90,7 @@ def test_a_checkpoint_without_a_calibration_is_named(command: Command, tmp_path:
     said = f"{tmp_path} has no calibration for suite masked"
     assert said in command(*asked).err.replace("\n", " ")
     (tmp_path / "mpcache.json").write_text("{}")
-    done = command(*asked)
-    assert done.code != 0 or said in done.err
+    assert said in command(*asked).err
     shutil.copy(RECALL / "mpcache.json", tmp_path / "mpcache.json")
     assert said not in command(*asked).err
     assert said not in command("estimate", "--model", "gpt2", "--prompt", 8, "--rate", 1).err
