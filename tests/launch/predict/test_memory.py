@@ -79,10 +79,10 @@ def test_policies_that_rank_all_tokens(policy: str, party: int, dealer: int) -> 
     ("prompt", "party", "dealer"), [(64, 415_000_000, 421_000_000), (512, 766_000_000, 545_000_000)], ids=["short", "long"]
 )
 def test_servers_of_crypten(prompt: int, party: int, dealer: int) -> None:
-    """As processes of models/recall/gpt2 held, likewise: CrypTen itself is brought in, and shares' files are read."""
+    """As processes of models/recall/gpt2 held, to within 12 %: CrypTen itself is brought in, and shares' files are read."""
     found = estimate(find_shape(str(RECALL)), Setting("crypten"), prompt, 2).memory
-    assert abs(found.peak("party") / party - 1) < 0.15
-    assert abs(found.peak("dealer") / dealer - 1) < 0.15
+    assert abs(found.peak("party") / party - 1) < 0.12
+    assert abs(found.peak("dealer") / dealer - 1) < 0.12
 
 
 def test_layers_are_counted_by_their_weights() -> None:
