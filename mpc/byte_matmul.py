@@ -4,14 +4,16 @@ Both factors are written with signed digits, x = sum_i d_i 256^i mod 2^(8 n) wit
 All products of digits that weigh 256^s add up within one product of matrices, with digits side by side along the inner axis:
 [A_s | ... | A_0] @ [B_0; ...; B_s]. So k bits take n = k / 8 products with n (n + 1) / 2 times the multiply-adds, in int32.
 
-Which instructions run does not depend on what is multiplied.
+Which instructions run does not depend on what is multiplied. A large product gives its thread's turn away (`mpc.turns`).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 
 import numpy as np
@@ -19,11 +21,13 @@ import torch
 from torch import Tensor
 
 from mpc.shape_tensor import broadcast
+from mpc.turns import TURNS
 
 _DEPTH = (1 << 14) - 1  # of a block: 8 digits x this x 2^14 stays below 2^31
 _BLOCK = 1 << 22  # digits of a block of columns
 _CACHED = 1 << 16  # elements that are taken apart at a time
 _LEAST_COLUMNS = 64
+_ASIDE = 1 << 26  # elements times elements of a product that other threads may compute beside: some 10 ms
 _LEAST_GAIN = 6.0  # over float64, which takes three products where these are ten
 
 
@@ -60,8 +64,10 @@ def byte_matmul(a: Tensor, b: Tensor, bits: int, left_bits: int = 64) -> Tensor:
     batch = broadcast(a.shape[:-2], b.shape[:-2])
     out = torch.empty((*batch, a.shape[-2], b.shape[-1]), dtype=torch.int64)
     left, right = a.expand(*batch, *a.shape[-2:]), b.expand(*batch, *b.shape[-2:])
+    large = math.prod(left.shape[-2:]) * right.shape[-1] >= _ASIDE
     for at in itertools.product(*(range(n) for n in batch)):
-        _one(left[at], right[at].t(), bits, out[at], min(-(-bits // 8), (left_bits + 1) // 8 + 1))
+        with TURNS.waiting() if large else nullcontext():
+            _one(left[at], right[at].t(), bits, out[at], min(-(-bits // 8), (left_bits + 1) // 8 + 1))
     return out
 
 

@@ -36,6 +36,7 @@ from torch import Tensor
 from mpc.errors import MpcacheError, PeerLost, PeerSilent, WireError
 from mpc.joint_products import Products
 from mpc.step_messages import overhead, packed, sections_of
+from mpc.turns import TURNS
 
 LOOK_SECONDS = 1.0
 STEP = "sessions in step"
@@ -124,7 +125,7 @@ class StepMember:
     def enter(self) -> None:
         """Take part: from here on the group's rounds wait for this member. Returns at its turn; raises the session's
         error."""
-        with self._group.lock:
+        with self._resting(), self._group.lock:
             self._group.give_turn(self)
             self._await_turn()
 
@@ -134,7 +135,7 @@ class StepMember:
         Raises the session's error or the group's, `PeerSilent` naming a peer that sends nothing of this session,
         `WireError`.
         """
-        with self._group.lock:
+        with self._resting(), self._group.lock:
             self._check()
             self.posted = _Exchange(self.posted.number + 1, outgoing, incoming, time.monotonic())
             self._group.rest(self, _State.POSTED)
@@ -144,7 +145,7 @@ class StepMember:
     def align(self, kind: Hashable = ()) -> None:
         """Before each token: wait until no other session of this kind, whose tokens take as many rounds, is within one. Once
         they begin a token together, sessions ask for the same products at the same time. Raises as `exchange`."""
-        with self._group.lock:
+        with self._resting(), self._group.lock:
             self._check()
             self.kind, self.decodes = kind, True
             self._group.rest(self, _State.ALIGNED)
@@ -153,7 +154,7 @@ class StepMember:
     def together(self, key: Hashable, rows: Tensor, products: Products) -> Tensor:
         """Return the product of `rows`, made with those of all members that ask under this key before the group's next
         message: by the first of them, for all. Raises as `exchange`."""
-        with self._group.lock:
+        with self._resting(), self._group.lock:
             self._check()
             asked = self.asked = _Asked(key, rows)
             self._group.rest(self, _State.ASKING)
@@ -177,6 +178,7 @@ class StepMember:
         """Let the others go on without this member while it waits for something else than a peer."""
         with self._group.lock:
             self._group.rest(self, _State.AWAY)
+        TURNS.leave()
         yield
         self.enter()
 
@@ -198,6 +200,13 @@ class StepMember:
     def within_token(self) -> bool:
         """Whether it has begun a token that goes on with the next rounds."""
         return self.decodes and not self.late and self.state in (_State.POSTED, _State.SENT)
+
+    @contextmanager
+    def _resting(self) -> Iterator[None]:
+        """Compute no more in here; out of it the group has, between all its members, this process's turn."""
+        TURNS.leave()
+        yield
+        TURNS.take(self._group)
 
     def _await_turn(self) -> None:
         """Wait until this member has the turn. Raises the session's error, the group's, or `PeerSilent`."""
@@ -326,6 +335,7 @@ class StepGroup:
             self.holder = self._turns.popleft()
             self.holder.turn.notify()
         elif self.holder is None:
+            TURNS.give(self)
             self.trunk.wake()
 
     # ---- rounds, from the thread of `run` --------------------------------------------------------------------------

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from mpc.errors import WireError
+from mpc.turns import TURNS
 
 Message = Any
 S = TypeVar("S")
@@ -31,7 +32,11 @@ class Inbox(Generic[S]):
 
     def get(self, timeout: float | None = None) -> tuple[S, Message | None]:
         """Wait for the next pair and return it. Raises `queue.Empty` after `timeout` seconds."""
-        found = self._queue.get(timeout=timeout)
+        try:
+            found = self._queue.get_nowait()
+        except Empty:
+            with TURNS.waiting():
+                found = self._queue.get(timeout=timeout)
         if self._waiting:
             self.notify()
         return found

@@ -61,6 +61,7 @@ OUTPUTS = "tests/parties/client/test_outputs.py"
 BY_HAND = "tests/models/policies/test_selection_by_hand.py"
 MERGING = "tests/models/policies/test_merging.py"
 IN_STEP = "tests/mpc/test_in_step.py"
+TURNS = "tests/mpc/test_turns.py"
 
 FAULTS: tuple[Fault, ...] = (
     # ---- openings, masks, roles
@@ -1182,6 +1183,20 @@ FAULTS: tuple[Fault, ...] = (
         "            if number in self._numbers:",
         "            if number in set():",
         (f"{IN_STEP}::test_a_number_is_given_to_one_session_alone",),
+    ),
+    Fault(
+        "a thread keeps its turn while it waits",
+        "mpc/turns.py",
+        "        self.leave()\n        self.give(owner)\n        try:\n            yield",
+        "        try:\n            yield",
+        (f"{TURNS}::test_one_computes_at_a_time_and_all_get_their_turn",),
+    ),
+    Fault(
+        "sessions in step keep the process's turn while they wait for a peer",
+        "mpc/in_step.py",
+        "            TURNS.give(self)\n",
+        "",
+        (f"{IN_STEP}::test_a_group_has_one_turn_of_the_process_between_its_sessions",),
     ),
     Fault(
         "a section of another exchange is taken",

@@ -1,0 +1,210 @@
+"""Turns of threads that compute: one at a time, in order, and nobody waits for long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from mpc.turns import Turns
+
+LONG = 30.0  # longer than any test
+
+
+def run(*works: Callable[[], None]) -> None:
+    """Run works in threads of their own and wait for them."""
+    threads = [threading.Thread(target=work) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+class Crowd:
+    """Counts how many compute at a time."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+        self.inside, self.most = 0, 0
+        self.order: list[str] = []
+        self._lock = threading.Lock()
+
+    def compute(self, name: str, seconds: float = 0.002) -> None:
+        """Compute for a while."""
+        with self._lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            self.order.append(name)
+        time.sleep(seconds)  # without the interpreter, as a large product is
+        with self._lock:
+            self.inside -= 1
+
+
+def test_one_computes_at_a_time_and_all_get_their_turn() -> None:
+    crowd = Crowd(Turns(patience=LONG))
+
+    def work(name: str) -> Callable[[], None]:
+        def rounds() -> None:
+            with crowd.turns.computing():
+                for _ in range(10):
+                    crowd.compute(name)
+                    with crowd.turns.waiting():
+                        time.sleep(0.001)
+
+        return rounds
+
+    run(*(work(name) for name in "abcd"))
+    assert crowd.most == 1
+    assert sorted(crowd.order) == sorted("abcd" * 10)
+    assert not crowd.turns.held
+
+
+def test_turns_are_given_in_the_order_of_asking() -> None:
+    crowd, ready = Crowd(Turns(patience=LONG)), threading.Semaphore(0)
+
+    def work(name: str) -> Callable[[], None]:
+        def compute() -> None:
+            with crowd.turns.computing():
+                crowd.compute(name)
+
+        return compute
+
+    def first() -> None:
+        with crowd.turns.computing():
+            for name in "abc":
+                threads.append(threading.Thread(target=work(name)))
+                threads[-1].start()
+                while len(crowd.turns._queue) < len(threads):
+                    time.sleep(0.001)
+            ready.release()
+
+    threads: list[threading.Thread] = []
+    run(first)
+    ready.acquire()
+    for thread in threads:
+        thread.join(LONG)
+    assert crowd.order == ["a", "b", "c"]
+
+
+def test_who_keeps_its_turn_holds_nobody_up() -> None:
+    turns, done, waited = Turns(patience=0.05), threading.Event(), []
+
+    def keeps() -> None:
+        with turns.computing():
+            began.set()
+            assert done.wait(LONG)  # a wait that gives nothing back
+            assert not turns.held
+        assert turns.held is False
+
+    def goes_on() -> None:
+        began.wait(LONG)
+        start = time.monotonic()
+        with turns.computing():
+            waited.append(time.monotonic() - start)
+            assert turns.held
+            done.set()
+
+    began = threading.Event()
+    run(keeps, goes_on)
+    assert 0.04 < waited[0] < 5.0
+
+
+def test_who_lost_its_turn_does_not_end_another_ones() -> None:
+    turns, first, second = Turns(patience=0.01), threading.Event(), threading.Event()
+    held = []
+
+    def slow() -> None:
+        with turns.computing():
+            first.set()
+            second.wait(LONG)
+        held.append("slow is done")
+        third.set()
+
+    def quick() -> None:
+        first.wait(LONG)
+        with turns.computing():
+            second.set()
+            third.wait(LONG)
+            held.append("mine" if turns.held else "lost")
+
+    third = threading.Event()
+    run(slow, quick)
+    assert held == ["slow is done", "mine"]
+
+
+def test_a_turn_is_offered_once_it_has_lasted() -> None:
+    crowd = Crowd(Turns(patience=LONG, slice=0.02))
+
+    def long() -> None:
+        with crowd.turns.computing():
+            began.set()
+            while not crowd.turns._queue:
+                time.sleep(0.001)
+            crowd.turns.offer()
+            crowd.order.append("kept" if time.monotonic() - start < 0.02 else "late")
+            time.sleep(0.03)
+            crowd.turns.offer()
+            crowd.order.append("back")
+
+    def short() -> None:
+        began.wait(LONG)
+        with crowd.turns.computing():
+            crowd.order.append("short")
+
+    began, start = threading.Event(), time.monotonic()
+    run(long, short)
+    assert crowd.order in (["kept", "short", "back"], ["short", "late", "back"])
+
+
+def test_an_error_gives_the_turn_back() -> None:
+    turns = Turns(patience=LONG)
+    with pytest.raises(ValueError, match="wrong"), turns.computing():
+        raise ValueError("wrong")
+    assert not turns.held
+    with pytest.raises(ValueError, match="away"), turns.computing(), turns.waiting():
+        raise ValueError("away")
+    assert not turns.held
+    run(lambda: turns.computing().__enter__())
+
+
+def test_a_thread_that_takes_no_turns_waits_for_none() -> None:
+    turns = Turns(patience=LONG)
+
+    def outside() -> None:
+        with turns.waiting():
+            turns.offer()
+        assert not turns.held
+
+    with turns.computing():
+        run(outside)
+        assert turns.held
+
+
+def test_a_thread_has_one_turn_however_often_it_takes_it() -> None:
+    turns = Turns(patience=LONG)
+    with turns.computing():
+        with turns.waiting(), turns.waiting():
+            assert not turns.held
+        assert turns.held
+    run(lambda: turns.computing().__enter__())  # nobody waits for a turn that nobody has
+
+
+def test_threads_of_one_owner_hand_their_turn_on() -> None:
+    turns, owner, other = Turns(patience=LONG), object(), object()
+    turns.take(owner)
+    turns.leave()
+    assert not turns.held
+    run(lambda: turns.take(owner))  # waits for nobody
+    taken = threading.Thread(target=lambda: turns.take(other))
+    taken.start()
+    taken.join(0.05)
+    assert taken.is_alive()
+    turns.give(object())  # not its own
+    taken.join(0.05)
+    assert taken.is_alive()
+    turns.give(owner)
+    taken.join(LONG)
+    assert not taken.is_alive()
