@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mpc.shape_tensor import broadcast
-from mpc.turns import TURNS
+from mpc.turns import waiting
 
 _DEPTH = (1 << 14) - 1  # of a block: 8 digits x this x 2^14 stays below 2^31
 _BLOCK = 1 << 22  # digits of a block of columns
@@ -66,7 +66,7 @@ def byte_matmul(a: Tensor, b: Tensor, bits: int, left_bits: int = 64) -> Tensor:
     left, right = a.expand(*batch, *a.shape[-2:]), b.expand(*batch, *b.shape[-2:])
     large = math.prod(left.shape[-2:]) * right.shape[-1] >= _ASIDE
     for at in itertools.product(*(range(n) for n in batch)):
-        with TURNS.waiting() if large else nullcontext():
+        with waiting() if large else nullcontext():
             _one(left[at], right[at].t(), bits, out[at], min(-(-bits // 8), (left_bits + 1) // 8 + 1))
     return out
 

@@ -36,7 +36,7 @@ from torch import Tensor
 from mpc.errors import MpcacheError, PeerLost, PeerSilent, WireError
 from mpc.joint_products import Products
 from mpc.step_messages import overhead, packed, sections_of
-from mpc.turns import TURNS
+from mpc.turns import SESSIONS, leave
 
 LOOK_SECONDS = 1.0
 STEP = "sessions in step"
@@ -178,7 +178,7 @@ class StepMember:
         """Let the others go on without this member while it waits for something else than a peer."""
         with self._group.lock:
             self._group.rest(self, _State.AWAY)
-        TURNS.leave()
+        leave()
         yield
         self.enter()
 
@@ -204,9 +204,9 @@ class StepMember:
     @contextmanager
     def _resting(self) -> Iterator[None]:
         """Compute no more in here; out of it the group has, between all its members, this process's turn."""
-        TURNS.leave()
+        leave()
         yield
-        TURNS.take(self._group)
+        SESSIONS.take(self._group)
 
     def _await_turn(self) -> None:
         """Wait until this member has the turn. Raises the session's error, the group's, or `PeerSilent`."""
@@ -335,7 +335,7 @@ class StepGroup:
             self.holder = self._turns.popleft()
             self.holder.turn.notify()
         elif self.holder is None:
-            TURNS.give(self)
+            SESSIONS.give(self)
             self.trunk.wake()
 
     # ---- rounds, from the thread of `run` --------------------------------------------------------------------------

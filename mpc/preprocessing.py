@@ -25,7 +25,7 @@ from torch import Tensor
 from mpc.errors import TapeError
 from mpc.ledger import Ledger, current
 from mpc.tape import PartyTape, Shape, Tape
-from mpc.turns import TURNS
+from mpc.turns import waiting
 
 Key = tuple[object, ...]
 POLL_SECONDS = 1.0
@@ -107,7 +107,7 @@ class PrecomputedValues:
         raise TapeError(f"preprocessing prepared nothing more where this party's program needs {_words(key)}")
 
     def _sleep(self, ready: Callable[[], bool]) -> None:
-        with TURNS.waiting(), self._changed:
+        with waiting(), self._changed:
             self._sleepers += 1
             try:
                 while not ready():

@@ -6,8 +6,8 @@ of them take 1.6 times the processor time of one after the other, eight take 2.7
 turns waits for its own without the interpreter.
 
 A turn orders work and guards nothing: no result depends on it, and nothing can wait for it for ever. Who has waited for
-`PATIENCE` seconds behind one that keeps its turn (a large product, which other threads may run beside; a wait that gives
-nothing back) takes it, and both compute.
+`PATIENCE` seconds behind one that keeps its turn takes it, and both compute. A large product, which other threads may
+compute beside, is made as if it was a wait (`mpc.byte_matmul`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PATIENCE = 0.05
+"""Seconds after which a turn is taken by who waits longest for it."""
 SLICE = 0.02
+"""Seconds after which a thread that goes on computing offers its turn: at the next entry of its tape (`mpc.tape`)."""
 
 
 class Turns:
-    """Whose turn it is. Threads that hand their turn to each other, such as sessions in step, have one between them.
+    """Whose turn it is. An owner is a thread, or several that hand their turn to each other, such as sessions in step.
 
     >>> turns = Turns()
     >>> with turns.computing():
-    ...     turns.held, turns.offer()
-    ...     with turns.waiting():
+    ...     turns.held
+    ...     with waiting():
     ...         turns.held
-    (True, None)
+    True
     False
     >>> turns.held
     False
@@ -43,12 +45,11 @@ class Turns:
         self._queue: deque[tuple[object, threading.Lock]] = deque()  # who waits, and what is released once it has the turn
         self._holder: object = None
         self._since = 0.0
-        self._here = _Here()
 
     @property
     def held(self) -> bool:
-        """Whether this thread takes turns, and it is its own."""
-        return self._here.owner is not None and self._holder is self._here.owner
+        """Whether this thread takes these turns, and it is its own."""
+        return _here.turns is self and self._holder is _here.owner
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -58,33 +59,12 @@ class Turns:
         try:
             yield
         finally:
-            self.leave()
+            leave()
             self.give(owner)
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Give the turn away while this thread waits for something; back from it, wait for the next one. Nothing for a thread
-        that takes none."""
-        owner = self._here.owner
-        if owner is None:
-            yield
-            return
-        self.leave()
-        self.give(owner)
-        try:
-            yield
-        finally:
-            self.take(owner)
-
-    def offer(self) -> None:
-        """Give the turn away for once, if others wait and it has been kept for `slice` seconds. Often called."""
-        if self._queue and self.held and time.monotonic() - self._since > self.slice:
-            with self.waiting():
-                pass
 
     def take(self, owner: object) -> None:
         """Wait until it is the turn of `owner`, for which this thread computes from here on."""
-        self._here.owner = owner
+        _here.turns, _here.owner = self, owner
         with self._lock:
             if self._holder is None or self._holder is owner:
                 self._holder, self._since = owner, time.monotonic()
@@ -100,10 +80,6 @@ class Turns:
                     self._holder, self._since = owner, time.monotonic()
                     return
 
-    def leave(self) -> None:
-        """Let this thread compute no more for whom it did; whose turn it is stays as it is."""
-        self._here.owner = None
-
     def give(self, owner: object) -> None:
         """Let the next one have the turn, if it is that of `owner`."""
         with self._lock:
@@ -115,10 +91,48 @@ class Turns:
                 self._since = time.monotonic()
                 given.release()
 
+    def due(self) -> bool:
+        """Whether others wait, and this thread has kept the turn for `slice` seconds."""
+        return bool(self._queue) and self.held and time.monotonic() - self._since > self.slice
+
 
 class _Here(threading.local):
+    turns: Turns | None = None
     owner: object = None
 
 
-TURNS = Turns()
-"""Of this process."""
+_here = _Here()
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Give this thread's turn away while it waits for something; back from it, wait for the next one. A thread that takes
+    none goes on."""
+    turns, owner = _here.turns, _here.owner
+    if turns is None:
+        yield
+        return
+    leave()
+    turns.give(owner)
+    try:
+        yield
+    finally:
+        turns.take(owner)
+
+
+def offer() -> None:
+    """Give this thread's turn away for once, if that is due. Often called."""
+    if _here.turns is not None and _here.turns.due():
+        with waiting():
+            pass
+
+
+def leave() -> None:
+    """Let this thread compute no more for whom it did; whose turn it is stays as it is."""
+    _here.turns = _here.owner = None
+
+
+SESSIONS = Turns()
+"""Of this process, for what a session waits for."""
+AHEAD = Turns()
+"""Of this process, for what is computed ahead of it (`mpc.preprocessing`), beside the former."""

@@ -19,7 +19,7 @@ from mpc.ledger import Ledger
 from mpc.random import Prg
 from mpc.ranks import Ranks
 from mpc.tape import PartyTape
-from mpc.turns import TURNS
+from mpc.turns import SESSIONS
 from parties.errors import SessionFinished
 from parties.pages.cache_memory import CacheMemory, SessionPager
 from parties.party.client_endpoint import ClientEndpoint
@@ -239,7 +239,7 @@ class PartySession(ServedSession):
             self.endpoint.between = partial(member.align, kind)
         self._pager = suite.pager = self._memory.pager(self.id)
         self.endpoint.away = self._away
-        with TURNS.computing() if member is None else nullcontext(), joined(member):
+        with SESSIONS.computing() if member is None else nullcontext(), joined(member):
             if self._registering is None:
                 self._program.run(suite, weights, prompt, self.endpoint)
                 return

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from mpc.errors import MpcacheError, WireError
 from mpc.tape import Chunks, chunks
-from mpc.turns import TURNS
+from mpc.turns import waiting
 from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from parties.wire.shares import CHUNK_BYTES
@@ -48,7 +48,7 @@ class TapeOutlet:
                 self._changed.notify_all()
 
     def _wait_for_room(self) -> None:
-        with TURNS.waiting(), self._changed:
+        with waiting(), self._changed:
             while len(self._buffer) >= BUFFER_BYTES:
                 self._changed.wait(1.0)
                 self.stream.session.check()

@@ -28,7 +28,7 @@ from typing import Any
 import grpc
 
 from mpc.errors import MpcacheError, PeerLost, PeerSilent
-from mpc.turns import TURNS
+from mpc.turns import waiting
 from parties.events import log
 from parties.transport.pieces import whole
 from parties.transport.queues import Inbox, Message
@@ -127,7 +127,7 @@ class PeerStream:
 
     def _wait_until(self, ready: Callable[[], bool]) -> None:
         """Wait until ready(). Raises the session's error."""
-        with TURNS.waiting(), self._changed:
+        with waiting(), self._changed:
             self._senders += 1
             try:
                 self._changed.wait_for(lambda: self.session.error is not None or ready())

@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from mpc.errors import WireError
-from mpc.turns import TURNS
+from mpc.turns import waiting
 
 Message = Any
 S = TypeVar("S")
@@ -35,7 +35,7 @@ class Inbox(Generic[S]):
         try:
             found = self._queue.get_nowait()
         except Empty:
-            with TURNS.waiting():
+            with waiting():
                 found = self._queue.get(timeout=timeout)
         if self._waiting:
             self.notify()

@@ -396,7 +396,7 @@ def test_a_number_is_given_to_one_session_alone() -> None:
 
 def test_a_group_has_one_turn_of_the_process_between_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns(patience=60.0)
-    monkeypatch.setattr("mpc.in_step.TURNS", turns)
+    monkeypatch.setattr("mpc.in_step.SESSIONS", turns)
     seen: list[tuple[int, bool]] = []
 
     def program(member: StepMember, party: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mpc.turns import Turns
+from mpc.turns import Turns, leave, offer, waiting
 
 LONG = 30.0  # longer than any test
 
@@ -51,7 +51,7 @@ def test_one_computes_at_a_time_and_all_get_their_turn() -> None:
             with crowd.turns.computing():
                 for _ in range(10):
                     crowd.compute(name)
-                    with crowd.turns.waiting():
+                    with waiting():
                         time.sleep(0.001)
 
         return rounds
@@ -143,10 +143,10 @@ def test_a_turn_is_offered_once_it_has_lasted() -> None:
             began.set()
             while not crowd.turns._queue:
                 time.sleep(0.001)
-            crowd.turns.offer()
+            offer()
             crowd.order.append("kept" if time.monotonic() - start < 0.02 else "late")
             time.sleep(0.03)
-            crowd.turns.offer()
+            offer()
             crowd.order.append("back")
 
     def short() -> None:
@@ -164,7 +164,7 @@ def test_an_error_gives_the_turn_back() -> None:
     with pytest.raises(ValueError, match="wrong"), turns.computing():
         raise ValueError("wrong")
     assert not turns.held
-    with pytest.raises(ValueError, match="away"), turns.computing(), turns.waiting():
+    with pytest.raises(ValueError, match="away"), turns.computing(), waiting():
         raise ValueError("away")
     assert not turns.held
     run(lambda: turns.computing().__enter__())
@@ -174,8 +174,8 @@ def test_a_thread_that_takes_no_turns_waits_for_none() -> None:
     turns = Turns(patience=LONG)
 
     def outside() -> None:
-        with turns.waiting():
-            turns.offer()
+        with waiting():
+            offer()
         assert not turns.held
 
     with turns.computing():
@@ -186,7 +186,7 @@ def test_a_thread_that_takes_no_turns_waits_for_none() -> None:
 def test_a_thread_has_one_turn_however_often_it_takes_it() -> None:
     turns = Turns(patience=LONG)
     with turns.computing():
-        with turns.waiting(), turns.waiting():
+        with waiting(), waiting():
             assert not turns.held
         assert turns.held
     run(lambda: turns.computing().__enter__())  # nobody waits for a turn that nobody has
@@ -195,7 +195,7 @@ def test_a_thread_has_one_turn_however_often_it_takes_it() -> None:
 def test_threads_of_one_owner_hand_their_turn_on() -> None:
     turns, owner, other = Turns(patience=LONG), object(), object()
     turns.take(owner)
-    turns.leave()
+    leave()
     assert not turns.held
     run(lambda: turns.take(owner))  # waits for nobody
     taken = threading.Thread(target=lambda: turns.take(other))

@@ -1187,14 +1187,14 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a thread keeps its turn while it waits",
         "mpc/turns.py",
-        "        self.leave()\n        self.give(owner)\n        try:\n            yield",
-        "        try:\n            yield",
+        "    leave()\n    turns.give(owner)\n    try:\n        yield",
+        "    try:\n        yield",
         (f"{TURNS}::test_one_computes_at_a_time_and_all_get_their_turn",),
     ),
     Fault(
         "sessions in step keep the process's turn while they wait for a peer",
         "mpc/in_step.py",
-        "            TURNS.give(self)\n",
+        "            SESSIONS.give(self)\n",
         "",
         (f"{IN_STEP}::test_a_group_has_one_turn_of_the_process_between_its_sessions",),
     ),
