@@ -13,7 +13,6 @@ import pytest
 from mpc.errors import MpcacheError, PeerLost, PeerSilent, WireError
 from mpc.in_step import StepGroup, StepMember
 from mpc.step_messages import HEADER, SECTION, overhead
-from mpc.turns import Turns
 from tests.mpc.memory_trunk import MemoryTrunk, memory_trunks
 
 ROUNDS = 5
@@ -392,25 +391,3 @@ def test_a_number_is_given_to_one_session_alone() -> None:
             with pytest.raises(WireError, match="number 7, which another one has"):
                 group.join(7, nothing)
     assert parties.results(7) == [{1: b"ab"}, {0: b"ab"}]
-
-
-def test_a_group_has_one_turn_of_the_process_between_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = Turns(patience=60.0)
-    monkeypatch.setattr("mpc.in_step.SESSIONS", turns)
-    seen: list[tuple[int, bool]] = []
-
-    def program(member: StepMember, party: int) -> None:
-        for _ in range(ROUNDS):
-            seen.append((party, turns.held))
-            member.exchange({1 - party: b"x"}, {1 - party: 1})
-        with member.away():
-            seen.append((party, not turns.held))
-
-    with running(2) as found:
-        for number in range(3):
-            found.session(number, program)
-        found.start()
-    assert len(seen) == 2 * 3 * (ROUNDS + 1)
-    assert all(held for _, held in seen)
-    with turns.computing():  # both groups have given theirs back
-        assert turns.held

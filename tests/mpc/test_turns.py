@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
+from mpc.in_step import StepMember
 from mpc.turns import Turns, leave, offer, waiting
+from tests.mpc.test_in_step import ROUNDS, running
 
 LONG = 30.0  # longer than any test
 
@@ -208,3 +210,25 @@ def test_threads_of_one_owner_hand_their_turn_on() -> None:
     turns.give(owner)
     taken.join(LONG)
     assert not taken.is_alive()
+
+
+def test_a_group_has_one_turn_of_the_process_between_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns(patience=60.0)
+    monkeypatch.setattr("mpc.in_step.SESSIONS", turns)
+    seen: list[tuple[int, bool]] = []
+
+    def program(member: StepMember, party: int) -> None:
+        for _ in range(ROUNDS):
+            seen.append((party, turns.held))
+            member.exchange({1 - party: b"x"}, {1 - party: 1})
+        with member.away():
+            seen.append((party, not turns.held))
+
+    with running(2) as found:
+        for number in range(3):
+            found.session(number, program)
+        found.start()
+    assert len(seen) == 2 * 3 * (ROUNDS + 1)
+    assert all(held for _, held in seen)
+    with turns.computing():  # both groups have given theirs back
+        assert turns.held

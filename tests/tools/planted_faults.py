@@ -1196,7 +1196,7 @@ FAULTS: tuple[Fault, ...] = (
         "mpc/in_step.py",
         "            SESSIONS.give(self)\n",
         "",
-        (f"{IN_STEP}::test_a_group_has_one_turn_of_the_process_between_its_sessions",),
+        (f"{TURNS}::test_a_group_has_one_turn_of_the_process_between_its_sessions",),
     ),
     Fault(
         "a section of another exchange is taken",
