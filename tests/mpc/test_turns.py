@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -16,13 +17,10 @@ LONG = 30.0  # longer than any test
 
 
 def run(*works: Callable[[], None]) -> None:
-    """Run works in threads of their own and wait for them."""
-    threads = [threading.Thread(target=work) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LONG)
-    assert not any(thread.is_alive() for thread in threads)
+    """Run works in threads of their own and wait for them; raises what one of them has raised."""
+    with ThreadPoolExecutor(len(works)) as threads:
+        for found in [threads.submit(work) for work in works]:
+            found.result(LONG)
 
 
 class Crowd:
@@ -62,6 +60,25 @@ def test_one_computes_at_a_time_and_all_get_their_turn() -> None:
     assert crowd.most == 1
     assert sorted(crowd.order) == sorted("abcd" * 10)
     assert not crowd.turns.held
+
+
+def test_others_compute_while_one_waits() -> None:
+    turns, began, done = Turns(patience=LONG), threading.Event(), threading.Event()
+
+    def waits() -> None:
+        with turns.computing():
+            began.set()
+            with waiting():
+                assert done.wait(LONG / 3)
+            assert turns.held
+
+    def computes() -> None:
+        began.wait(LONG)
+        with turns.computing():
+            done.set()
+
+    run(waits, computes)
+    assert done.is_set()
 
 
 def test_turns_are_given_in_the_order_of_asking() -> None:
