@@ -184,6 +184,7 @@ class StepMember:
 
     def leave(self) -> None:
         """Take part no more; the others go on. May be called again."""
+        leave()
         with self._group.lock:
             self._group.forget(self)
 

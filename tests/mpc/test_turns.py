@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mpc.in_step import StepMember
+from mpc.in_step import StepGroup, StepMember
 from mpc.turns import Turns, leave, offer, waiting
+from tests.mpc.memory_trunk import memory_trunks
 from tests.mpc.test_in_step import ROUNDS, running
 
 LONG = 30.0  # longer than any test
@@ -249,3 +250,16 @@ def test_a_group_has_one_turn_of_the_process_between_its_sessions(monkeypatch: p
     assert all(held for _, held in seen)
     with turns.computing():  # both groups have given theirs back
         assert turns.held
+
+
+def test_a_session_that_has_left_its_group_takes_no_turn_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns(patience=LONG)
+    monkeypatch.setattr("mpc.in_step.SESSIONS", turns)
+    group = StepGroup(memory_trunks(2)[0], LONG)
+    member = group.join(1, lambda: None)
+    member.enter()
+    assert turns.held
+    member.leave()
+    with waiting():  # such as for its peers to know how it ended
+        pass
+    run(lambda: turns.take(object()))  # nobody has it
