@@ -51,6 +51,11 @@ class Turns:
         """Whether this thread takes these turns, and it is its own."""
         return _here.turns is self and self._holder is _here.owner
 
+    @property
+    def free(self) -> bool:
+        """Whether it is nobody's turn."""
+        return self._holder is None
+
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Let this thread take turns with others, and have its own now."""
