@@ -116,7 +116,9 @@ def test_nothing_survives_the_parent(number: signal.Signals, code: int, text_mod
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in a shell's background
     )
     try:
-        assert wait_until(lambda: len(processes_of(tmp_path)) >= 3, 60)
+        wait_until(lambda: len(processes_of(tmp_path)) >= 3 or parent.poll() is not None, 60)
+        assert parent.poll() is None, parent.communicate()
+        assert len(processes_of(tmp_path)) >= 3
         parent.send_signal(number)
         _, err = parent.communicate(timeout=30)
     finally:
