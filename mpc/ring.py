@@ -11,6 +11,7 @@ is in `mpc.device.products`.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -23,11 +24,13 @@ from mpc.device import products
 from mpc.device.deferred import there
 from mpc.device.digits import DigitMatrix
 from mpc.shape_tensor import broadcast
+from mpc.turns import waiting
 
 _EXACT = 53  # a float64 holds every integer below 2^53
 _FEW_ROWS = 12
 _LIMB_ENTRIES = 1 << 22  # elements of a factor that is split into limbs at a time
 _SMALL = 1 << 18  # multiply-adds
+_ASIDE = 1 << 24  # elements of a matrix that other threads may compute beside: some 10 ms
 _DEEP = 256  # inner length from which bytes pay in rings above 32 bits ...
 _DEEP_ENOUGH = 64  # ... and where there are as many rows
 _PIECE = 1 << 14  # elements of a row that stay in the cache while columns pass by
@@ -125,7 +128,8 @@ def _few_rows(a: Tensor, b: Tensor) -> Tensor:
     if by_columns and a.dim() == b.dim() == 2 and len(a) > 1:
         return torch.from_numpy(_dots_of_rows(matrix, a.to(b.dtype).numpy()).T).to(torch.int64)
     dots = _dots if by_columns else _weighted_rows
-    rows = [torch.from_numpy(dots(matrix, row.numpy())).to(torch.int64) for row in a.to(b.dtype).unbind(-2)]
+    with waiting() if b.numel() >= _ASIDE else nullcontext():
+        rows = [torch.from_numpy(dots(matrix, row.numpy())).to(torch.int64) for row in a.to(b.dtype).unbind(-2)]
     return rows[0][..., None, :] if len(rows) == 1 else torch.stack(rows, -2)
 
 

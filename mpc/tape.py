@@ -34,7 +34,6 @@ from mpc.outbox import Outbox
 from mpc.packing import packed_size, word_bytes
 from mpc.random import Prg, canonical
 from mpc.shape_tensor import shape_tensor
-from mpc.turns import offer
 
 Shape = Sequence[int]
 Bytes = bytes | bytearray | memoryview
@@ -146,7 +145,6 @@ class DealerTape(Tape):
         return True
 
     def _header(self, text: str, size: int, everyone: bool = False) -> None:
-        offer()
         digest = hashlib.sha256(f"{self.position} {text}".encode()).digest()
         receiving = digest[: HEADER_BYTES - 8] + size.to_bytes(8, "little")
         other = receiving if everyone else digest[: HEADER_BYTES - 8] + bytes(8)
@@ -257,7 +255,6 @@ class PartyTape(Tape):
         return False
 
     def _header(self, text: str, size: int, everyone: bool = False) -> None:
-        offer()
         header = bytes(self._read(HEADER_BYTES))
         digest = hashlib.sha256(f"{self.position} {text}".encode()).digest()
         due = size if self._last or everyone else 0

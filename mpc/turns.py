@@ -1,4 +1,4 @@
-"""Turns: of the threads of a process that compute for sessions, one computes at a time, from one wait to the next.
+"""Turns: of a process's threads that decode, one computes at a time, from one wait to the next.
 
 Python runs one thread at a time, and a thread hands the interpreter on at every operation on a tensor, however small it is.
 Threads that compute with small tensors therefore take it from each other thousands of times a token: on two processors two
@@ -6,8 +6,9 @@ of them take 1.6 times the processor time of one after the other, eight take 2.7
 turns waits for its own without the interpreter.
 
 A turn orders work and guards nothing: no result depends on it, and nothing can wait for it for ever. Who has waited for
-`PATIENCE` seconds behind one that keeps its turn takes it, and both compute. A large product, which other threads may
-compute beside, is made as if it was a wait (`mpc.byte_matmul`).
+`PATIENCE` seconds behind one that keeps its turn takes it, and both compute. Large tensors are worked on without the
+interpreter, by as many threads as there are processors: prompts and dealers take no turns, and a large product is made as if
+it was a wait (`mpc.ring`, `mpc.byte_matmul`).
 """
 
 from __future__ import annotations
@@ -20,27 +21,26 @@ from contextlib import contextmanager
 
 PATIENCE = 0.05
 """Seconds after which a turn is taken by who waits longest for it."""
-SLICE = 0.02
-"""Seconds after which a thread that goes on computing offers its turn: at the next entry of its tape (`mpc.tape`)."""
 
 
 class Turns:
     """Whose turn it is. An owner is a thread, or several that hand their turn to each other, such as sessions in step.
 
-    >>> turns = Turns()
-    >>> with turns.computing():
+    >>> turns, session = Turns(), object()
+    >>> turns.take(session)
+    >>> with waiting():
     ...     turns.held
-    ...     with waiting():
-    ...         turns.held
-    True
     False
     >>> turns.held
-    False
+    True
+    >>> leave()
+    >>> turns.give(session)
+    >>> turns.free
+    True
     """
 
-    def __init__(self, patience: float = PATIENCE, slice: float = SLICE) -> None:
+    def __init__(self, patience: float = PATIENCE) -> None:
         self.patience = patience
-        self.slice = slice
         self._lock = threading.Lock()
         self._queue: deque[tuple[object, threading.Lock]] = deque()  # who waits, and what is released once it has the turn
         self._holder: object = None
@@ -55,17 +55,6 @@ class Turns:
     def free(self) -> bool:
         """Whether it is nobody's turn."""
         return self._holder is None
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Let this thread take turns with others, and have its own now."""
-        owner = object()
-        self.take(owner)
-        try:
-            yield
-        finally:
-            leave()
-            self.give(owner)
 
     def take(self, owner: object) -> None:
         """Wait until it is the turn of `owner`, for which this thread computes from here on."""
@@ -96,10 +85,6 @@ class Turns:
                 self._since = time.monotonic()
                 given.release()
 
-    def due(self) -> bool:
-        """Whether others wait, and this thread has kept the turn for `slice` seconds."""
-        return bool(self._queue) and self.held and time.monotonic() - self._since > self.slice
-
 
 class _Here(threading.local):
     turns: Turns | None = None
@@ -125,19 +110,10 @@ def waiting() -> Iterator[None]:
         turns.take(owner)
 
 
-def offer() -> None:
-    """Give this thread's turn away for once, if that is due. Often called."""
-    if _here.turns is not None and _here.turns.due():
-        with waiting():
-            pass
-
-
 def leave() -> None:
     """Let this thread compute no more for whom it did; whose turn it is stays as it is."""
     _here.turns = _here.owner = None
 
 
 SESSIONS = Turns()
-"""Of this process, for what a session waits for."""
-AHEAD = Turns()
-"""Of this process, for what is computed ahead of it (`mpc.preprocessing`), beside the former."""
+"""Of this process."""

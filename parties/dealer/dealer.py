@@ -23,7 +23,6 @@ from mpc.errors import MpcacheError, WireError
 from mpc.ledger import Ledger
 from mpc.random import Prg, new_seed
 from mpc.tape import DealerTape
-from mpc.turns import SESSIONS
 from parties.config.role_config import RoleConfig
 from parties.errors import SessionFinished
 from parties.events import event
@@ -203,8 +202,7 @@ class DealerSession(ServedSession):
             weights = {**weights, **rows}
         self._dealt = self.ledger.total().offline_bytes
         self.step = "dealing"
-        with SESSIONS.computing():
-            self._program.run(suite, weights, None, self)
+        self._program.run(suite, weights, None, self)
         tape.flush()
 
     # ---- the endpoint ------------------------------------------------------------------------------------------------

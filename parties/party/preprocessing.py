@@ -17,7 +17,6 @@ from torch import Tensor
 from mpc.preprocessing import PrecomputedTape, PrecomputedValues, PreprocessingTape, Stopped
 from mpc.role_process import processors
 from mpc.tape import PartyTape
-from mpc.turns import AHEAD
 from parties.config.role_config import RoleConfig
 from parties.party.kept_rows import KeptRows
 from parties.program import SessionProgram
@@ -72,7 +71,7 @@ class Preprocessing:
 
     def _main(self) -> None:
         try:
-            with torch.inference_mode(), AHEAD.computing():
+            with torch.inference_mode():
                 suite = self._program.suite(PreprocessingTape(self._tape, self._store), None)
                 self._program.run(suite, self._weights, None, self)
             self._store.finish()

@@ -19,7 +19,7 @@ from mpc.ledger import Ledger
 from mpc.random import Prg
 from mpc.ranks import Ranks
 from mpc.tape import PartyTape
-from mpc.turns import SESSIONS
+from mpc.turns import SESSIONS, leave
 from parties.errors import SessionFinished
 from parties.pages.cache_memory import CacheMemory, SessionPager
 from parties.party.client_endpoint import ClientEndpoint
@@ -239,12 +239,23 @@ class PartySession(ServedSession):
             self.endpoint.between = partial(member.align, kind)
         self._pager = suite.pager = self._memory.pager(self.id)
         self.endpoint.away = self._away
-        with SESSIONS.computing() if member is None else nullcontext(), joined(member):
+        with self._turns(member), joined(member):
             if self._registering is None:
                 self._program.run(suite, weights, prompt, self.endpoint)
                 return
             self._program.run(suite, weights, prompt, self.endpoint, self._registering.keep)
         self._registering.finish(self.endpoint, self.role, prompt)
+
+    @contextmanager
+    def _turns(self, member: StepMember | None) -> Iterator[None]:
+        """Let this session take turns with others from its prompt on; in a group those of the group."""
+        if member is None:
+            self.endpoint.between = partial(SESSIONS.take, self)
+        try:
+            yield
+        finally:
+            leave()
+            SESSIONS.give(self)
 
     @contextmanager
     def _away(self) -> Iterator[None]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from mpc.errors import MpcacheError, WireError
 from mpc.tape import Chunks, chunks
-from mpc.turns import waiting
 from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from parties.wire.shares import CHUNK_BYTES
@@ -39,19 +38,14 @@ class TapeOutlet:
         """Write tape; waits while the buffer is full. Raises the session's error."""
         session = self.stream.session
         session.check()
-        if len(self._buffer) >= BUFFER_BYTES:
-            self._wait_for_room()
         with self._changed:
+            while len(self._buffer) >= BUFFER_BYTES:
+                self._changed.wait(1.0)
+                session.check()
             before = len(self._buffer)
             self._buffer += data
             if before < WORTHWHILE <= len(self._buffer) or before == 0:
                 self._changed.notify_all()
-
-    def _wait_for_room(self) -> None:
-        with waiting(), self._changed:
-            while len(self._buffer) >= BUFFER_BYTES:
-                self._changed.wait(1.0)
-                self.stream.session.check()
 
     def close(self) -> None:
         """Note that no more will be written."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
 from mpc.in_step import StepGroup, StepMember
-from mpc.turns import Turns, leave, offer, waiting
+from mpc.turns import Turns, leave, waiting
 from tests.mpc.memory_trunk import memory_trunks
 from tests.mpc.test_in_step import ROUNDS, running
 
@@ -22,6 +23,18 @@ def run(*works: Callable[[], None]) -> None:
     with ThreadPoolExecutor(len(works)) as threads:
         for found in [threads.submit(work) for work in works]:
             found.result(LONG)
+
+
+@contextmanager
+def computing(turns: Turns) -> Iterator[None]:
+    """Take turns in here, as a session does while it decodes."""
+    owner = object()
+    turns.take(owner)
+    try:
+        yield
+    finally:
+        leave()
+        turns.give(owner)
 
 
 class Crowd:
@@ -49,7 +62,7 @@ def test_one_computes_at_a_time_and_all_get_their_turn() -> None:
 
     def work(name: str) -> Callable[[], None]:
         def rounds() -> None:
-            with crowd.turns.computing():
+            with computing(crowd.turns):
                 for _ in range(10):
                     crowd.compute(name)
                     with waiting():
@@ -67,7 +80,7 @@ def test_others_compute_while_one_waits() -> None:
     turns, began, done = Turns(patience=LONG), threading.Event(), threading.Event()
 
     def waits() -> None:
-        with turns.computing():
+        with computing(turns):
             began.set()
             with waiting():
                 assert done.wait(LONG / 3)
@@ -75,7 +88,7 @@ def test_others_compute_while_one_waits() -> None:
 
     def computes() -> None:
         began.wait(LONG)
-        with turns.computing():
+        with computing(turns):
             done.set()
 
     run(waits, computes)
@@ -87,13 +100,13 @@ def test_turns_are_given_in_the_order_of_asking() -> None:
 
     def work(name: str) -> Callable[[], None]:
         def compute() -> None:
-            with crowd.turns.computing():
+            with computing(crowd.turns):
                 crowd.compute(name)
 
         return compute
 
     def first() -> None:
-        with crowd.turns.computing():
+        with computing(crowd.turns):
             for name in "abc":
                 threads.append(threading.Thread(target=work(name)))
                 threads[-1].start()
@@ -113,7 +126,7 @@ def test_who_keeps_its_turn_holds_nobody_up() -> None:
     turns, done, waited = Turns(patience=0.05), threading.Event(), []
 
     def keeps() -> None:
-        with turns.computing():
+        with computing(turns):
             began.set()
             assert done.wait(LONG)  # a wait that gives nothing back
             assert not turns.held
@@ -122,7 +135,7 @@ def test_who_keeps_its_turn_holds_nobody_up() -> None:
     def goes_on() -> None:
         began.wait(LONG)
         start = time.monotonic()
-        with turns.computing():
+        with computing(turns):
             waited.append(time.monotonic() - start)
             assert turns.held
             done.set()
@@ -137,7 +150,7 @@ def test_who_lost_its_turn_does_not_end_another_ones() -> None:
     held = []
 
     def slow() -> None:
-        with turns.computing():
+        with computing(turns):
             first.set()
             second.wait(LONG)
         held.append("slow is done")
@@ -145,7 +158,7 @@ def test_who_lost_its_turn_does_not_end_another_ones() -> None:
 
     def quick() -> None:
         first.wait(LONG)
-        with turns.computing():
+        with computing(turns):
             second.set()
             third.wait(LONG)
             held.append("mine" if turns.held else "lost")
@@ -155,36 +168,12 @@ def test_who_lost_its_turn_does_not_end_another_ones() -> None:
     assert held == ["slow is done", "mine"]
 
 
-def test_a_turn_is_offered_once_it_has_lasted() -> None:
-    crowd = Crowd(Turns(patience=LONG, slice=0.02))
-
-    def long() -> None:
-        with crowd.turns.computing():
-            began.set()
-            while not crowd.turns._queue:
-                time.sleep(0.001)
-            offer()
-            crowd.order.append("kept" if time.monotonic() - start < 0.02 else "late")
-            time.sleep(0.03)
-            offer()
-            crowd.order.append("back")
-
-    def short() -> None:
-        began.wait(LONG)
-        with crowd.turns.computing():
-            crowd.order.append("short")
-
-    began, start = threading.Event(), time.monotonic()
-    run(long, short)
-    assert crowd.order in (["kept", "short", "back"], ["short", "late", "back"])
-
-
 def test_an_error_gives_the_turn_back() -> None:
     turns = Turns(patience=LONG)
-    with pytest.raises(ValueError, match="wrong"), turns.computing():
+    with pytest.raises(ValueError, match="wrong"), computing(turns):
         raise ValueError("wrong")
     assert not turns.held
-    with pytest.raises(ValueError, match="away"), turns.computing(), waiting():
+    with pytest.raises(ValueError, match="away"), computing(turns), waiting():
         raise ValueError("away")
     assert not turns.held
     assert turns.free
@@ -195,17 +184,17 @@ def test_a_thread_that_takes_no_turns_waits_for_none() -> None:
 
     def outside() -> None:
         with waiting():
-            offer()
+            pass
         assert not turns.held
 
-    with turns.computing():
+    with computing(turns):
         run(outside)
         assert turns.held
 
 
 def test_a_thread_has_one_turn_however_often_it_takes_it() -> None:
     turns = Turns(patience=LONG)
-    with turns.computing():
+    with computing(turns):
         with waiting(), waiting():
             assert not turns.held
         assert turns.held
