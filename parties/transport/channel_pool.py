@@ -17,7 +17,7 @@ import grpc
 from parties.config.role_config import RoleConfig
 from parties.identity.certificates import Identity
 from parties.identity.trust import Peer, parties_of
-from parties.transport.connection import PING, connect, key_of, known
+from parties.transport.connection import PING, begun, connect, key_of, known
 
 ANSWER_SECONDS = 2.0
 
@@ -48,8 +48,9 @@ class ChannelPool:
         """Yield connected channels to all parties in order. check() may raise to give up waiting(reason).
 
         Raises `PeerLost` with the reason for the first party that cannot be reached, `PermissionRefused` for one whose key
-        was revoked.
+        was revoked, `EnvironmentProblem` in a process forked from one that had connections.
         """
+        begun()
         taken: list[_PooledChannel] = []
         peers = parties_of(self.config)
         try:

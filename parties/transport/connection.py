@@ -8,6 +8,7 @@ takes its private key. What was looked at is remembered: one look serves until t
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import time
@@ -63,6 +64,21 @@ _REMEDIES = {  # by OpenSSL's number of what is wrong with a certificate
 }
 
 
+_began: list[int] = []  # the process that gRPC's threads run in, once there are any
+
+
+def begun() -> None:
+    """Begin to use gRPC, before what starts its threads. Raises `EnvironmentProblem` in a process that was forked from one
+    that had begun: these threads are not there, and whatever waits for them would wait for ever."""
+    if not _began:
+        _began.append(os.getpid())
+    elif _began[0] != os.getpid():
+        raise EnvironmentProblem(
+            f"this process was forked from process {_began[0]}, which had connections already, and can have none: fork before "
+            "the first connection, or start processes with multiprocessing's 'spawn' or 'forkserver'"
+        )
+
+
 def _server_credentials(identity: Identity | CertificateWatcher) -> grpc.ServerCredentials:
     """Return credentials that greet every new connection with the identity of the moment; standing ones are left alone."""
     if isinstance(identity, Identity):
@@ -97,6 +113,7 @@ def start_server(
     them; gRPC refuses what is beyond, and lets callers wait with more than `calls` in one connection. Raises
     `EnvironmentProblem` naming the port when it cannot be had.
     """
+    begun()
     check_free(listen, "listen")
     threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
     options = [*OPTIONS, ("grpc.so_reuseport", 0), ("grpc.max_concurrent_streams", calls)]
@@ -156,8 +173,9 @@ def open_channel(identity: Identity, peer: Peer) -> grpc.Channel:
     """Return a channel on which only `peer`, with the certificate that it has shown, can answer.
 
     Nothing is waited for but, where that certificate is not known yet, a look at it. Raises `PeerLost` when there is none to
-    be had, `PermissionRefused` when its key was revoked.
+    be had, `PermissionRefused` when its key was revoked, `EnvironmentProblem` as `begun`.
     """
+    begun()
     found = known(identity, peer) or look(identity, peer)
     if isinstance(found, Unreachable):
         raise PeerLost(peer.name, "connecting", str(found))
