@@ -74,8 +74,8 @@ def begun() -> None:
         _began.append(os.getpid())
     elif _began[0] != os.getpid():
         raise EnvironmentProblem(
-            f"this process was forked from process {_began[0]}, which had connections already, and can have none: fork before "
-            "the first connection, or start processes with multiprocessing's 'spawn' or 'forkserver'"
+            f"this process was forked from process {_began[0]}, which had connections already, and can have none: fork "
+            "before the first connection, or start processes with multiprocessing's 'spawn' or 'forkserver'"
         )
 
 
