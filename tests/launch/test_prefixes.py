@@ -55,9 +55,11 @@ def add(command: Command, held: LocalDeployment, text_model: Path, name: str, *m
 
 
 def test_commands(command: Command, held: LocalDeployment, text_model: Path, plain: Any, tmp_path: Path) -> None:
+    client, owner = held.folder / "client.yaml", held.folder / "model-owner.yaml"
+    for left in json.loads(command("prefix", "ls", "--config", client, "--json").out)["prefixes"]:  # by other tests
+        assert command("prefix", "rm", "--config", owner, left["prefix"]).code == 0
     assert f"terms is registered: {len(TEXT)} tokens, its text is public" in add(command, held, text_model, "terms")
     assert "its text is shared among the parties" in add(command, held, text_model, "hidden", "--secret")
-    client, owner = held.folder / "client.yaml", held.folder / "model-owner.yaml"
     listed = json.loads(command("prefix", "ls", "--config", client, "--json").out)["prefixes"]
     assert [(one["prefix"], one["tokens"], one["public"]) for one in listed] == [
         ("terms", len(TEXT), True),
@@ -169,7 +171,8 @@ def test_documents_between_prefix_and_prompt_from_the_command_line(
     command: Command, held: LocalDeployment, text_model: Path
 ) -> None:
     """The model of these tests has learned positions, so chunks reach it and are refused by name."""
-    add(command, held, text_model, "document")
+    for name in ("document", "another"):
+        add(command, held, text_model, name)
     asked = ["--config", held.folder / "client.yaml", "--model", text_model, "--name", "tiny", "--prompt", PROMPT]
     done = command("generate", *asked, "--chunks", "document", "--repair", "0.5", "--max-new-tokens", NEW)
     assert done.code == 2

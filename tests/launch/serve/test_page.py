@@ -83,7 +83,7 @@ def test_its_numbers_are_the_ledgers(gateway: Running, monkeypatch: pytest.Monke
     monkeypatch.setattr(gateway.gateway.client, "generate", kept)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         get(gateway, "/live")
-    assert json.loads(get(gateway, "/live", KEY)[1]) == {"state": "idle"}
+    assert json.loads(get(gateway, "/live", KEY)[1])["state"] in ("idle", "done")  # of what an earlier test has asked
     messages: Any = [{"role": "user", "content": "ab"}]
     gateway.openai(api_key=KEY).chat.completions.create(model="tiny", messages=messages, max_tokens=3)
     now = json.loads(get(gateway, "/live", KEY)[1])

@@ -26,6 +26,7 @@ def test_serve(running: LocalDeployment, text_model: Path, tmp_path: Path) -> No
     ids = checkpoint.tokenizer.encode(PROMPT)
     wanted = checkpoint.tokenizer.decode(generate_plain(checkpoint, ids, GenerationPlan(len(ids), 4)))
     config = ["serve", "--supervised", "--config", str(running.folder / "client.yaml"), "--tokenizer", str(text_model)]
+    (running.folder / KEY_FILE).unlink(missing_ok=True)
     with Processes(tmp_path) as processes:
         child = processes.start("gateway", [*config, "--listen", "127.0.0.1:0"])
         processes.wait_ready([child])

@@ -162,6 +162,7 @@ def test_with_a_fixed_length_a_choice_is_sent_before_the_caller_sees_it(
 @pytest.mark.parametrize("decoding", ["greedy", "logits"])
 def test_the_answer_is_cut_here(unshifted: Running, decoding: Any) -> None:
     client = unshifted.deployment.client()
+    client.ask(PROMPT, 1, decoding=decoding, stop_ids=())  # the first session loads the weights
     short = client.ask(PROMPT, NEW, decoding=decoding, stop_ids=(), on_token=lambda token: False)
     fixed = client.ask(PROMPT, NEW, decoding=decoding, stop_ids=(), on_token=lambda token: False, fixed_length=True)
     assert (short.tokens, short.finish_reason) == (fixed.tokens, fixed.finish_reason)
