@@ -266,7 +266,7 @@ class PartyTape(Tape):
                 "model and version"
             )
         self.position += 1
-        self.ledger.offline(HEADER_BYTES)
+        self.ledger.offline(HEADER_BYTES + due)
 
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
         return self._random(op, shape, bits, kind, self.device)
@@ -299,10 +299,7 @@ class PartyTape(Tape):
         """Return what the dealer sent of a dependent value: nothing but for the last party."""
         size = packed_size(math.prod(shape), bits)
         self._header(describe(op, kind, bits, shape, True), size)
-        if not self._last:
-            return None
-        self.ledger.offline(size)
-        return self._payload(size, False)
+        return self._payload(size, False) if self._last else None
 
     def _payload(self, size: int, host: bool) -> Message:
         """Return the next bytes where they are needed."""
@@ -313,7 +310,6 @@ class PartyTape(Tape):
     ) -> Tensor:
         size = packed_size(math.prod(shape), bits)
         self._header(describe(op, "common", bits, shape, True), size, everyone=True)
-        self.ledger.offline(size)
         return unpacked(self._payload(size, host), bits, shape)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from mpc.random import Prg, canonical, derive_seed, new_seed
+from mpc.errors import RangeError
+from mpc.random import _FEW, Prg, canonical, derive_seed, new_seed
 from mpc.ring import reduce
 
 
@@ -70,3 +71,16 @@ def test_narrow_words_are_cut_as_wide_ones(bits: int) -> None:
     expected = reduce(words.to(torch.int64), bits)
     assert torch.equal(canonical(words.clone(), bits), expected)
     assert torch.equal(Prg(bytes(32)).ring((257,), bits)[3:], expected[3:])
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 5), (_FEW,), (_FEW + 1,)], ids=str)
+def test_few_elements_are_those_of_many(shape: tuple[int, ...]) -> None:
+    """What is cut as numpy words is what is cut as torch's, and the stream goes on at the same byte."""
+    ours, theirs = Prg(b"\5" * 32), Prg(b"\5" * 32)
+    for bits in range(1, 65):
+        found = ours.ring(shape, bits)
+        assert found.dtype == torch.int64
+        assert torch.equal(found, canonical(theirs.words(shape, bits), bits))
+    assert ours.bytes(16) == theirs.bytes(16)
+    with pytest.raises(RangeError, match="between 1 and 64, got 65"):
+        ours.ring(shape, 65)
