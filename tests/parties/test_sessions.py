@@ -15,6 +15,7 @@ import torch
 
 from mpc.errors import ConfigurationError, PermissionRefused
 from mpc.ledger import Cost, Ledger
+from mpc.turns import SESSIONS
 from parties.client.model_reference import ModelReference
 from parties.client.request import GenerationRequest
 from parties.client.sampling_params import SamplingParams
@@ -83,6 +84,24 @@ def test_models_and_names(two: Running) -> None:
     assert client.find_model("tiny").id == client.find_model(model.id).id == model.id
     with pytest.raises(ConfigurationError, match=r"no model fits 'other'; all parties hold: tiny \("):
         client.find_model("other")
+
+
+def test_a_session_alone_takes_turns_from_its_second_token_on(two: Running) -> None:
+    """Dealers and prompts take none. One that computes for long may lose its turn, so some of its rounds count."""
+    held: dict[tuple[int, bool], list[bool]] = {}
+
+    def look(party: int, step: int, round: int) -> None:
+        held.setdefault((party, step > 0), []).append(SESSIONS.held)
+
+    two.toy.before_round = look
+    two.deployment.client().ask(PROMPT, 4, stop_ids=())
+    assert {where: any(found) for where, found in held.items()} == {
+        (party, decoding): decoding and party >= 0 for party in (-1, 0, 1) for decoding in (False, True)
+    }
+    limit = time.monotonic() + 10
+    while not SESSIONS.free and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert SESSIONS.free
 
 
 def test_loads_are_reused_and_not_shared_between_settings(two: Running) -> None:

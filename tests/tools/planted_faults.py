@@ -1185,6 +1185,20 @@ FAULTS: tuple[Fault, ...] = (
         (f"{IN_STEP}::test_a_number_is_given_to_one_session_alone",),
     ),
     Fault(
+        "a session alone decodes without taking turns",
+        "parties/party/session.py",
+        "        if member is None:\n            self.endpoint.between = partial(SESSIONS.take, self)",
+        "        if member is not None:\n            self.endpoint.between = partial(SESSIONS.take, self)",
+        ("tests/parties/test_sessions.py::test_a_session_alone_takes_turns_from_its_second_token_on",),
+    ),
+    Fault(
+        "a forked process waits for threads of gRPC that it does not have",
+        "parties/transport/connection.py",
+        "    elif _began[0] != os.getpid():",
+        "    elif False:",
+        ("tests/parties/transport/test_forks.py::test_the_process_that_began_is_the_one_that_goes_on",),
+    ),
+    Fault(
         "a thread keeps its turn while it waits",
         "mpc/turns.py",
         "    leave()\n    turns.give(owner)\n    try:\n        yield",

@@ -69,7 +69,7 @@ def test_a_forked_process_is_refused_connections(two: Running, kept: bool) -> No
     client.close()
 
 
-def test_a_process_that_was_forked_before_has_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_that_began_is_the_one_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_began", [])
     connection.begun()
     connection.begun()
