@@ -33,7 +33,7 @@ from mpc.timeline import timed
 
 SEED_BYTES = 32
 _LEAST_AHEAD, _MOST_AHEAD = 1 << 14, 1 << 22  # bytes that are made for a device at once
-_FEW = 1 << 15  # elements that one processor cuts as fast as several
+_FEW = 1 << 15  # elements that numpy cuts in less time than torch; of more, several of its threads cut some each
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SIGNED = {width: np.dtype(f"<i{width}") for width in _INTEGERS}  # as the stream is read, and as the machine has them
 _NATIVE = {width: np.dtype(f"i{width}") for width in _INTEGERS}
