@@ -80,7 +80,7 @@ class RoleServer(ABC, Generic[S]):
         self.lines = Lines(config, lambda: self.identity, self.incoming, self.permissions, self.calls)
         self.prober = Prober(config.name, self.trust)
         self.address = self.metrics_address = self.health_address = ""
-        self._holding = threading.Lock()
+        self._holding, self._stopping = threading.Lock(), threading.Lock()
         self._server: grpc.Server | None = None
         self._threads: ThreadPoolExecutor | None = None
 
@@ -266,9 +266,13 @@ class RoleServer(ABC, Generic[S]):
             session.fail(error)
 
     def stop(self, grace: float = 1.0) -> None:
-        """End all sessions with an error that says so, and free port and threads."""
-        if self._server is None or self._threads is None:
-            return
+        """End all sessions with an error that says so, and free port and threads. Whoever calls it while another thread does
+        returns once that has stopped the server."""
+        with self._stopping:
+            if self._server is not None:
+                self._stop(self._server, grace)
+
+    def _stop(self, server: grpc.Server, grace: float) -> None:
         self.draining = True
         self.health.set(False)
         for session in self.sessions.all():
@@ -276,9 +280,10 @@ class RoleServer(ABC, Generic[S]):
         limit = time.monotonic() + grace
         while self.sessions.all() and time.monotonic() < limit:
             time.sleep(0.01)
-        self._server.stop(grace).wait(grace + 1)
+        server.stop(grace).wait(grace + 1)
         self.lines.stop()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
         self.heartbeats.stop()
         self.credentials.stop()
         self._close_monitoring()

@@ -280,3 +280,26 @@ def test_the_grace_period_ends(tmp_path: Path, checkpoint: Path) -> None:
     finally:
         gate.open.set()
         deployment.stop()
+
+
+def test_that_a_server_stops_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of two threads that stop a server, as a lost rank's and the main thread do, both return when it has stopped."""
+    caplog.set_level("INFO")
+    deployment = deploy(tmp_path, 2, Toy(rounds=1).program, {})
+    try:
+        server = deployment.servers["party0"]
+        within, go_on, close = threading.Event(), threading.Event(), server.lines.stop
+        server.lines.stop = lambda: (within.set(), go_on.wait(60), close())  # type: ignore[assignment, func-returns-value]
+        threads = [threading.Thread(target=server.stop, daemon=True) for _ in range(2)]
+        threads[0].start()
+        assert within.wait(60)
+        threads[1].start()
+        threads[1].join(1)
+        assert threads[1].is_alive()
+        go_on.set()
+        for thread in threads:
+            thread.join(60)
+        said = [record.getMessage().strip() for record in caplog.records]
+        assert said.count("party0: stopped") == 1
+    finally:
+        deployment.stop()
