@@ -21,10 +21,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from protocols.masked import dpf
+from protocols.masked import one_hot as tables
 from protocols.masked.context import Context
 from protocols.masked.forms import Form, choose
-from protocols.masked.one_hot import one_hot_table
 from protocols.masked.shares import Masked, Shared
 
 Dealing = Literal["table", "dpf"]
@@ -88,6 +91,11 @@ def choose_dealing(
 def one_hot(c: Context, x: Masked, low: int, width: int, bits: int) -> Shared:
     """Return a one-hot sharing [..., 2^width] modulo 2^bits of a digit of x, dealt the cheaper way; local. See
     `one_hot_table`."""
-    if choose_dealing(x.shape.numel(), width, bits, c.parties, prefer=c.prefer) == "dpf":
-        return dpf.one_hot_dpf(c, x, low, width, bits)
-    return one_hot_table(c, x, low, width, bits)
+    return Shared(one_hot_words(c, x, low, width, bits).to(torch.int64), bits, 0)
+
+
+def one_hot_words(c: Context, x: Masked, low: int, width: int, bits: int) -> Tensor:
+    """Return what `one_hot` shares in integers that need not be wider than `bits` bits: octets of bits, for instance."""
+    dealing = choose_dealing(x.shape.numel(), width, bits, c.parties, prefer=c.prefer)
+    way = dpf.one_hot_words if dealing == "dpf" else tables.one_hot_words
+    return way(c, x, low, width, bits)

@@ -41,6 +41,7 @@ from protocols.masked.one_hot import digit, rotate
 from protocols.masked.shares import Masked, Shared
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
+Entries = npt.NDArray[Any]
 
 LEAF_BITS = 256
 CHUNK_SEEDS = 1 << 16  # seeds of a level that are expanded at once: fits the cache
@@ -59,6 +60,11 @@ class Shape:
     def entry_bits(self) -> int:
         """P: bits of a leaf that make an entry."""
         return next(p for p in (8, 16, 32, 64) if p >= self.bits)
+
+    @property
+    def integers(self) -> Any:
+        """What entries are computed in: octets where an entry is one, 64 bits otherwise."""
+        return np.uint8 if self.entry_bits == 8 else np.int64
 
     @property
     def leaf(self) -> int:
@@ -116,7 +122,7 @@ def _children(seeds: Words) -> tuple[Words, Words]:
     return grown, control
 
 
-def _entries(seeds: Words, shape: Shape) -> npt.NDArray[np.int64]:
+def _entries(seeds: Words, shape: Shape) -> Entries:
     """Return the leaf seeds [2, leaves, elements] -> [elements, leaves, leaf] ring elements (not reduced)."""
     turned = np.ascontiguousarray(seeds.transpose(0, 2, 1))  # AES then writes the order of the result
     raw = _grow(turned)  # [word, elements, child, leaves]
@@ -125,7 +131,7 @@ def _entries(seeds: Words, shape: Shape) -> npt.NDArray[np.int64]:
         for word in range(2):
             out[..., child, word] = raw[word, :, child]
     kind = "<i8" if shape.entry_bits == 64 else f"<u{shape.entry_bits // 8}"
-    return out.reshape(*turned.shape[1:], 4).view(kind).astype(np.int64)
+    return out.reshape(*turned.shape[1:], 4).view(kind).astype(shape.integers, copy=False)
 
 
 def _words(x: Tensor) -> Words:
@@ -162,7 +168,7 @@ def generate(alpha: Tensor, roots: list[Tensor], shape: Shape) -> tuple[Tensor, 
         control_words[level] = (both[0] | (both[1] << _ONE)).astype(np.int64)
         seeds = np.stack([grown[:, p, keep, each] ^ (control[p] * correction) for p in range(2)], 1)
         control = np.stack([bits[p, keep, each] ^ (control[p] * both[keep, each]) for p in range(2)])
-    own = _entries(seeds, shape)  # [elements, party, leaf]
+    own = _entries(seeds, shape).astype(np.int64)  # [elements, party, leaf]
     output = own[:, 1] - own[:, 0]
     output[each, point & (shape.leaf - 1)] += 1
     output = np.where(control[1][:, None] == 1, -output, output)
@@ -174,15 +180,17 @@ Key = tuple[Tensor, Tensor, Tensor]
 
 
 def evaluate(party: int, root: Tensor, key: Key, shape: Shape, path: Tensor | None = None, steps: int = 0) -> Tensor:
-    """Return party 0's or 1's part: its share of all one-hot vectors, [elements, 2^width] modulo 2^bits.
+    """Return party 0's or 1's part: its share of all one-hot vectors, [elements, 2^width] modulo 2^bits, in octets where
+    bits <= 8.
 
     path: public [elements]; of each vector only the 2^(width - steps) entries are computed whose places begin with these
     `steps` bits, at most `depth`."""
     elements = len(root)
     step = max(1, CHUNK_SEEDS >> (shape.depth - steps))
-    out = np.empty((elements, (1 << (shape.width - steps)) // shape.leaf, shape.leaf), np.int64)
+    out = np.empty((elements, (1 << (shape.width - steps)) // shape.leaf, shape.leaf), shape.integers)
     seed_words, control_words, output = key
-    roots, words, controls, last = _words(root), _words(seed_words), control_words.numpy(), output.numpy()
+    roots, words, controls = _words(root), _words(seed_words), control_words.numpy()
+    last = output.numpy().astype(shape.integers)
     taken = None if path is None else path.numpy()
     for start in range(0, elements, step):
         cut = slice(start, start + step)
@@ -201,25 +209,31 @@ def evaluate(party: int, root: Tensor, key: Key, shape: Shape, path: Tensor | No
                 continue
             control = bits.reshape(-1, bits.shape[-1])
             seeds = grown.reshape(2, *control.shape)
-        correction = np.ascontiguousarray(control.T).astype(np.int64)[..., None] * last[cut][:, None]
+        correction = np.ascontiguousarray(control.T).astype(shape.integers)[..., None] * last[cut][:, None]
         np.add(_entries(seeds, shape), correction, out=out[cut])
     if party:
         np.negative(out, out=out)
-    return ring.reduce(torch.from_numpy(out.reshape(elements, -1)), shape.bits)
+    whole = torch.from_numpy(out.reshape(elements, -1))
+    return ring.reduce(whole, shape.bits) if shape.bits < shape.entry_bits else whole
 
 
 def one_hot_dpf(c: Context, x: Masked, low: int, width: int, bits: int) -> Shared:
     """Return a one-hot sharing [..., 2^width] modulo 2^bits of a digit of x: as `one_hot_table`, dealt as keys. Two
     parties."""
+    return Shared(one_hot_words(c, x, low, width, bits).to(torch.int64), bits, 0)
+
+
+def one_hot_words(c: Context, x: Masked, low: int, width: int, bits: int) -> Tensor:
+    """Return what `one_hot_dpf` shares in integers that need not be wider than `bits` bits."""
     shape = Shape(width, bits)
     if shape.depth < 1:
         raise RangeError(f"a domain of 2^{width} entries of {bits} bits fits one leaf; use one_hot_table")
     m_digit, lam_digit = digit(c, x, low, width)
     root, key = _deal(c, lam_digit.reshape(-1), x.shape.numel(), shape)
     if not c.evaluating:
-        return Shared(c.blank((*x.shape, 1 << width)), bits, 0)
+        return c.blank((*x.shape, 1 << width))
     share = sent_up(evaluate(0 if c.first else 1, root, key, shape), c.device)
-    return Shared(rotate(share.reshape(*x.shape, 1 << width), m_digit), bits, 0)
+    return rotate(share.reshape(*x.shape, 1 << width), m_digit)
 
 
 def reads_below(first: int, width: int, bits: int) -> bool:
@@ -238,7 +252,7 @@ def one_hot_below(c: Context, of: Masked, x: Masked, bits: int) -> Shared:
     if not c.evaluating:
         return Shared(c.blank((*x.shape, 1 << x.bits)), bits, 0)
     share = sent_up(evaluate(0 if c.first else 1, root, key, shape, of.m.reshape(-1).cpu(), of.bits), c.device)
-    return Shared(rotate(share.reshape(*x.shape, 1 << x.bits), x.m), bits, 0)
+    return Shared(rotate(share.reshape(*x.shape, 1 << x.bits), x.m).to(torch.int64), bits, 0)
 
 
 def _deal(c: Context, alpha: Tensor, elements: int, shape: Shape) -> tuple[Tensor, Key]:

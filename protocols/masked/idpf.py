@@ -162,21 +162,22 @@ class _Encryptors(threading.local):
 _encryptor = _Encryptors()
 
 
-def _hash(use: str, blocks: Blocks, out: Blocks | None = None) -> Blocks:
-    """Return AES(x) ^ x of 128-bit blocks, in `out` if it is given."""
+def _hash(use: str, blocks: Blocks) -> Blocks:
+    """Return AES(x) ^ x of 128-bit blocks."""
     buffer = np.empty(blocks.nbytes + _BLOCK, np.uint8)
     written = _encryptor(use).update_into(blocks.reshape(-1).view(np.uint8).data, buffer.data)
     found = buffer[:written].view(np.uint64).reshape(blocks.shape)
-    return np.bitwise_xor(found, blocks, out=found if out is None else out)
+    return np.bitwise_xor(found, blocks, out=found)
 
 
 def _masks(nodes: Blocks, p: Points) -> Words:
     """Return the payloads' masks of nodes [..., 2]: [..., values], not reduced."""
-    seeds = nodes & _SEED
-    found = np.empty((*nodes.shape[:-1], p.blocks, 2), np.uint64)
+    seeds = nodes.copy()
+    seeds[..., 0] &= _SEED[0]
+    blocks = np.empty((*nodes.shape[:-1], p.blocks), np.complex128)  # numpy's word of 128 bits: moved whole, never computed
     for i in range(p.blocks):
-        _hash(f"payloads {i}", seeds, found[..., i, :])
-    found = found.reshape(*nodes.shape[:-1], 2 * p.blocks)
+        blocks[..., i] = _hash(f"payloads {i}", seeds).view(np.complex128)[..., 0]
+    found = blocks.view(np.uint64)
     if p.word_bits == _BLOCK_BITS:
         low, high = (_tensor(found[..., half::2]) for half in (0, 1))
         return Wide(low, high)

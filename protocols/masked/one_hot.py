@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mpc import ring
 from protocols.masked.context import Context
 from protocols.masked.shares import Masked, Shared
+
+LONG = 1 << 10  # entries of a vector that is turned by itself on the CPU
 
 
 def digit(c: Context, x: Masked, low: int, width: int) -> tuple[Tensor, Tensor]:
@@ -60,10 +63,22 @@ def evaluate_table(dealt: Tensor, m_digit: Tensor, table: Tensor, bits: int) -> 
 
 
 def rotate(dealt: Tensor, m_digit: Tensor) -> Tensor:
-    """Return the one-hot share itself: out[..., v] = dealt[..., m_digit - v mod 2^w]."""
+    """Return the one-hot share itself, in as narrow words as dealt has: out[..., v] = dealt[..., m_digit - v mod 2^w]."""
     size = dealt.shape[-1]
+    if size >= LONG and dealt.device.type == "cpu":
+        return _rotate_long(dealt, m_digit)
     positions = (m_digit[..., None] - torch.arange(size, device=dealt.device)) & (size - 1)
-    return dealt.gather(-1, positions).to(torch.int64)
+    return dealt.gather(-1, positions)
+
+
+def _rotate_long(dealt: Tensor, m_digit: Tensor) -> Tensor:
+    """As `rotate`, two pieces a vector: what is copied where is public, and no place is looked up."""
+    rows = dealt.reshape(-1, dealt.shape[-1]).numpy()
+    out = np.empty_like(rows)
+    for row, turned, place in zip(rows, out, m_digit.reshape(-1).tolist(), strict=True):
+        turned[: place + 1] = row[place::-1]
+        turned[place + 1 :] = row[:place:-1]
+    return torch.from_numpy(out).reshape(dealt.shape)
 
 
 def one_hot_table(c: Context, x: Masked, low: int, width: int, bits: int) -> Shared:
@@ -71,8 +86,11 @@ def one_hot_table(c: Context, x: Masked, low: int, width: int, bits: int) -> Sha
     table.
 
     Gates call `dealing.one_hot`, which may deal the same in another way."""
+    return Shared(one_hot_words(c, x, low, width, bits).to(torch.int64), bits, 0)
+
+
+def one_hot_words(c: Context, x: Masked, low: int, width: int, bits: int) -> Tensor:
+    """Return what `one_hot_table` shares in integers that need not be wider than `bits` bits."""
     m_digit, lam_digit = digit(c, x, low, width)
     dealt = deal_scaled(c, "one-hot", lam_digit, width, bits, [lambda: torch.ones_like(lam_digit)])[0]
-    if not c.evaluating:
-        return Shared(c.blank((*x.shape, 1 << width)), bits, 0)
-    return Shared(rotate(dealt, m_digit), bits, 0)
+    return rotate(dealt, m_digit) if c.evaluating else c.blank((*x.shape, 1 << width))

@@ -274,7 +274,7 @@ async def _blocks(c: Context, x: Masked, places: _Places, bits: int) -> Shared:
     dealt = deal_scaled(c, "place", place.lam, width, bits, [lambda: torch.ones_like(place.lam), lambda: first.lam])
     if not c.evaluating:
         return Shared(c.blank((*x.shape, places.size)), bits, 0)
-    hot, hot_lam = rotate(dealt[0], place.m), rotate(dealt[1], place.m)
+    hot, hot_lam = (rotate(part, place.m).to(torch.int64) for part in dealt)
     return Shared((first.m[..., None] * hot - hot_lam)[..., : places.size], bits, 0)
 
 

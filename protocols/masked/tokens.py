@@ -46,13 +46,13 @@ from mpc.ledger import current
 from mpc.messages import Message, joined, packed, unpacked
 from mpc.packing import packed_size
 from protocols.masked.context import BitOpening, Context, open_value
-from protocols.masked.dealing import one_hot
+from protocols.masked.dealing import one_hot_words
 from protocols.masked.forms import Form, choose
 from protocols.masked.product import FixedWeight
 from protocols.masked.shares import Masked, Shared
 from protocols.schedule import Request, together
 
-ROW_ENTRIES = 1 << 22  # 32 MiB of 64-bit words
+ROW_ENTRIES = 1 << 23  # 64 MiB of 64-bit words; a table is taken apart once for each block (`mpc.byte_matmul`)
 OCTET = 8
 # seconds of one core with products of 8-bit integers, an entry of a row: a party online, the dealer
 WORK = {"rows": (1.5e-7, 1.5e-7), "bits": (8.0e-8, 1.0e-7)}
@@ -72,12 +72,17 @@ def blocks(tokens: int, size: int) -> Iterator[slice]:
 
 def one_hot_rows(c: Context, index: Masked, size: int, bits: int) -> Shared:
     """Return the one-hot rows [T, size] modulo 2^bits of masked indices [T] modulo 2^w; local."""
-    rows = one_hot(c, index, 0, index_bits(size), bits)
     if not c.evaluating:
+        one_hot_words(c, index, 0, index_bits(size), bits)
         return Shared(c.blank((*index.shape, size)), bits, 0)
-    inside = rows.x[..., :size].clone()
-    inside[..., : rows.shape[-1] - size] += rows.x[..., size:]
-    return Shared(inside, bits, 0)
+    return Shared(_folded(one_hot_words(c, index, 0, index_bits(size), bits).to(torch.int64), size), bits, 0)
+
+
+def _folded(rows: Tensor, size: int) -> Tensor:
+    """Return rows [T, 2^w] with the indices from `size` on added to those from 0 on."""
+    inside = rows[..., :size].clone()
+    inside[..., : rows.shape[-1] - size] += rows[..., size:]
+    return inside
 
 
 async def opened_rows(c: Context, index: Shared, size: int, bits: int) -> Shared:
@@ -249,15 +254,16 @@ def _parities(octets: Tensor) -> Tensor:
 
 async def by_bits(c: Context, index: Shared, table: FixedWeight, bits: int) -> Shared:
     """As `look_up`, by one bit of each entry. 3 rounds."""
-    parts = await _blocks(c, index, table.shape[0])
+    size = table.shape[0]
+    parts = await _blocks(c, index, size)
     masked, own, precomputed = [], [], []
     for part in parts:
-        rows = one_hot_rows(c, part, table.shape[0], 1)
-        rho = c.tape.random("mask bits", tuple(rows.shape), 1)
-        dealt = c.deal_table("row masks", tuple(rows.shape), bits, lambda rho=rho: rho)  # type: ignore[misc]
+        rows, shape = one_hot_words(c, part, 0, index_bits(size), 1), (part.shape[0], size)
+        rho = c.tape.random("mask bits", shape, 1)
+        dealt = c.deal_table("row masks", shape, bits, lambda rho=rho: rho)  # type: ignore[misc]
         precomputed.append(_of_masks(c, (rho, 1), dealt, table, bits))
         if c.evaluating:
-            own.append(_packed_bits(rows.x))
+            own.append(_packed_bits(_folded(rows, size)))
             masked.append(own[-1] ^ _packed_bits(rho))
     product, tau = await BitProduct(masked, own, index.shape[0], table, bits)
     signed = Shared(product + torch.cat(precomputed) if c.evaluating else product, bits, table.frac)

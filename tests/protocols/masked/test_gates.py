@@ -183,6 +183,20 @@ def test_one_hot(parties: int) -> None:
     assert cost.rounds == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("width", [1, 6, 9, 10, 12])
+def test_rotate(width: int, dtype: torch.dtype) -> None:
+    """Short vectors are looked up, long ones copied in two pieces: both are out[v] = dealt[m - v]."""
+    size = 1 << width
+    dealt = torch.randint(0, 200, (2, 4, size), dtype=dtype)
+    m = torch.tensor([0, size - 1, size // 2, 1, 0, size - 2, size // 3, size - 1]).reshape(2, 4)
+    expected = [
+        [[row[(place - v) % size] for v in range(size)] for row, place in zip(*pair, strict=True)]
+        for pair in zip(dealt.tolist(), m.tolist(), strict=True)
+    ]
+    assert torch.equal(one_hot.rotate(dealt, m), torch.tensor(expected, dtype=dtype))
+
+
 @pytest.mark.parametrize("parties", PARTIES)
 @pytest.mark.parametrize(("exponent", "high"), [(-1.0, 48), (-0.5, 52)])
 def test_power(exponent: float, high: int, parties: int) -> None:
