@@ -16,7 +16,8 @@ from mpc.errors import ConfigurationError, RangeError
 from protocols.bounds import RANGE_KINDS, RANGES, Bounds
 from protocols.expert_ways import DENSE, ExpertsWay
 
-PREFERENCES = ("auto", "rounds", "bytes")
+ONLINE = "online"
+PREFERENCES = ("auto", "rounds", "bytes", ONLINE)
 
 OptionValue = bool | int | float | str | None
 """An option's value as it comes from a command line, a file or the wire."""
@@ -25,25 +26,31 @@ OptionValue = bool | int | float | str | None
 @dataclass(frozen=True)
 class Network:
     """What parties are connected by. round_seconds: from a message to the answer that it lets the other party send;
-    bytes_per_second: of a link."""
+    bytes_per_second: of a link. dealt_before: nobody waits for what is dealt, as it is there before it is used."""
 
     round_seconds: float = 0.01
     bytes_per_second: float = 1.25e8
+    dealt_before: bool = False
 
     @classmethod
     @cache
     def parse(cls, text: str) -> Network | None:
-        """Return the network of a text such as `40ms/400mbit`; None for another text. From 0.01 to 10 000 ms, and 1 to
-        1 000 000 Mbit/s.
+        """Return the network of a text such as `40ms/400mbit`, or with everything dealt before `online:40ms/400mbit`, or
+        `online` on the usual one; None for another text. From 0.01 to 10 000 ms, and 1 to 1 000 000 Mbit/s.
 
         >>> Network.parse("40ms/400mbit"), Network.parse("0ms/1mbit"), Network.parse("rounds")
-        (Network(round_seconds=0.04, bytes_per_second=50000000.0), None, None)
+        (Network(round_seconds=0.04, bytes_per_second=50000000.0, dealt_before=False), None, None)
+        >>> Network.parse("online") == Network.parse("online:10ms/1000mbit") == Network(dealt_before=True)
+        True
         """
-        found = re.fullmatch(r"(\d{1,5}(?:\.\d{1,3})?)ms/(\d{1,7}(?:\.\d{1,3})?)mbit", text, re.ASCII)
+        if text == ONLINE:
+            return cls(dealt_before=True)
+        found = re.fullmatch(rf"({ONLINE}:)?(\d{{1,5}}(?:\.\d{{1,3}})?)ms/(\d{{1,7}}(?:\.\d{{1,3}})?)mbit", text, re.ASCII)
         if found is None:
             return None
-        delay, rate = float(found[1]), float(found[2])
-        return cls(delay / 1000, rate * 125_000) if 0.01 <= delay <= 1e4 and 1 <= rate <= 1e6 else None
+        delay, rate = float(found[2]), float(found[3])
+        fits = 0.01 <= delay <= 1e4 and 1 <= rate <= 1e6
+        return cls(delay / 1000, rate * 125_000, bool(found[1])) if fits else None
 
 
 USUAL_NETWORK = Network()
@@ -111,6 +118,7 @@ class MaskedOptions(BoundedOptions):
 
     prefer: of gates that have several forms the one with the fewest `rounds` or the fewest `bytes`, or the one that is
     predicted to be done soonest (`protocols.masked.forms`) on a network, such as `40ms/400mbit`; `auto` is `10ms/1000mbit`.
+    `online`, or `online:40ms/400mbit`, takes what is dealt to be there before: only what parties send and compute counts.
 
     >>> options = MaskedOptions(score=8, residual="10*2 15")
     >>> options.fraction_bits, options.bounds["score"].at(0), options.bounds["residual"].at(2)
@@ -120,12 +128,18 @@ class MaskedOptions(BoundedOptions):
     fraction_bits: int = 14
     prefer: str = "auto"
 
+    @property
+    def dealt_before(self) -> bool:
+        """Whether everything is taken to be dealt before it is used."""
+        found = Network.parse(self.prefer)
+        return found is not None and found.dealt_before
+
     def __post_init__(self) -> None:
         known = isinstance(self.prefer, str) and (self.prefer in PREFERENCES or Network.parse(self.prefer))
         if not known:
             raise ConfigurationError(
                 f"suite 'masked': prefer = {self.prefer!r} must be one of {', '.join(PREFERENCES)}, or a network's round "
-                "trip and rate such as 40ms/400mbit (0.01 to 10000 ms, 1 to 1000000 Mbit/s)"
+                "trip and rate such as 40ms/400mbit or online:40ms/400mbit (0.01 to 10000 ms, 1 to 1000000 Mbit/s)"
             )
         if not _within(self.fraction_bits, 8, 16):
             raise RangeError(f"suite 'masked' needs 8 to 16 fraction bits, got {self.fraction_bits!r}")

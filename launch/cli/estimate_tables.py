@@ -41,12 +41,10 @@ def show_memory(found: Estimate) -> None:
 
 def show_seconds(machines: Machines) -> None:
     """Print how seconds are predicted."""
-    from launch.predict.seconds import FORMULA, FORMULA_HERE
-
     rates = machines.rates
     out.print("sent: bytes of one party to the others; offline: of the party that receives the dealer's corrections.")
     out.print(
-        f"seconds: {FORMULA}{FORMULA_HERE if machines.cores else ''}. Products here: {rates.vector / 1e9:.2g} and "
+        f"seconds: {machines.formula}. Products here: {rates.vector / 1e9:.2g} and "
         f"{rates.matrix / 1e9:.2g} 10^9 multiply-adds/s (few rows, many). Starting the servers: "
         f"{machines.start_seconds():.2g} s, and once the loading of the weights."
     )

@@ -3,7 +3,8 @@
 Forms give the same value and differ in rounds, bytes and work: harmonics or one-hot bits, point functions or tables. A gate
 lists what each form of it costs for its number of elements, and `choose` takes the one that is done soonest, by constants,
 by the network that the suite's option `prefer` names, and by public sizes, never by a clock: dealer, parties and estimate
-decide alike. `prefer` may also be `rounds` (fewest rounds first) or `bytes` (fewest dealt and sent bytes first).
+decide alike. `prefer` may also be `rounds` (fewest rounds first) or `bytes` (fewest dealt and sent bytes first), and with
+`online` what is dealt is there before: neither its bytes nor the dealer's work count.
 
 Leaks: nothing; public sizes decide (docs/security.md, "Choice of dealing").
 """
@@ -44,20 +45,23 @@ def network(prefer: str) -> Network:
 
 
 def round_bytes(prefer: str) -> float:
-    """Return the bytes that a round is worth, for plans with many sizes to choose: by the network; ten megabytes where
-    rounds are what counts, none where bytes are.
+    """Return the bytes that a round is worth, for plans with many sizes to choose, most of whose bytes are dealt: by the
+    network, or by a party's work where they are dealt before; ten megabytes where rounds are what counts, none where bytes
+    are.
 
-    >>> round_bytes("auto"), round_bytes("40ms/400mbit"), round_bytes("bytes")
-    (1250000.0, 2000000.0, 0.0)
+    >>> round_bytes("auto"), round_bytes("40ms/400mbit"), round_bytes("bytes"), round_bytes("online")
+    (1250000.0, 2000000.0, 0.0, 2000000.0)
     """
     found = network(prefer)
-    return {"rounds": 1e7, "bytes": 0.0}.get(prefer, found.round_seconds * found.bytes_per_second)
+    by_network = found.round_seconds * (1 / BYTE_WORK if found.dealt_before else found.bytes_per_second)
+    return {"rounds": 1e7, "bytes": 0.0}.get(prefer, by_network)
 
 
 def seconds(form: Form, network: Network = USUAL_NETWORK) -> float:
-    """Return the seconds that a form takes from the dealer's first step to the last party's last."""
-    moved = (form.sent + form.dealt) / network.bytes_per_second
-    return form.rounds * network.round_seconds + moved + form.work + form.dealing
+    """Return the seconds that a form takes from the dealer's first step to the last party's last, or, where everything is
+    dealt before, from the parties' first."""
+    online = form.rounds * network.round_seconds + form.sent / network.bytes_per_second + form.work
+    return online if network.dealt_before else online + form.dealt / network.bytes_per_second + form.dealing
 
 
 def choose(forms: Sequence[Form], prefer: str = "auto") -> str:
@@ -67,6 +71,8 @@ def choose(forms: Sequence[Form], prefer: str = "auto") -> str:
     >>> many = [Form(f.name, f.rounds, 1e5 * f.sent, 1e5 * f.dealt) for f in few]
     >>> choose(few), choose(many), choose(many, "rounds"), choose(few, "bytes"), choose(many, "900ms/1000mbit")
     ('point functions', 'bits', 'point functions', 'bits', 'point functions')
+    >>> choose(many, "online")
+    'point functions'
     """
     here = network(prefer)
     if prefer == "rounds":

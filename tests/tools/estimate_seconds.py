@@ -131,7 +131,7 @@ def compare(folder: Path, model: str, suite: str, found: dict[str, Any]) -> list
     from models.costs.tracing import Costs, Setting
     from models.shapes import find_shape
 
-    machines = Machines.of(LOCALHOST, measure_rates(), PARTIES, suite)
+    machines = Machines.of(LOCALHOST, measure_rates(), Setting(suite, PARTIES))
     options = options_for(str(folder), suite, None)
     rows = []
     for session in found["sessions"]:

@@ -1286,6 +1286,20 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/launch/predict/test_estimate.py::test_a_token_of_gpt2",),
     ),
     Fault(
+        "what is dealt before is waited for when forms of gates are chosen",
+        "protocols/masked/forms.py",
+        "return online if network.dealt_before else online +",
+        "return online +",
+        ("tests/launch/predict/test_preferences.py::test_a_prompt_for_which_everything_is_dealt_before",),
+    ),
+    Fault(
+        "a long one-hot vector is turned in its first piece alone",
+        "protocols/masked/one_hot.py",
+        "turned[: place + 1] = row[place::-1]\n        turned[place + 1 :] = row[:place:-1]",
+        "turned[: place + 1] = row[place::-1]\n        turned[place + 1 :] = row[place + 1 :]",
+        (f"{GATES}::test_rotate",),
+    ),
+    Fault(
         "digits that a session turns are not known for those of another",
         "mpc/joint_products.py",
         "at = (id(b.memory), b.start) if isinstance(b, DigitMatrix) else b.data_ptr()",

@@ -116,7 +116,8 @@ def run(
 
     The session's own program runs on tensors without content; what it counts is what parties count on the wire. Seconds are
     those of the slower side, of parties and dealer: computing, as fast as this machine is measured to be, delays and bytes;
-    with --network localhost all roles share this machine's processors. A machine that is not quiet is named.
+    with the suite's option prefer=online those of the parties, as everything is dealt before. With --network localhost all
+    roles share this machine's processors. A machine that is not quiet is named.
     """
     from launch.predict.in_step import in_step_stages
     from launch.predict.networks import find_network
@@ -139,7 +140,7 @@ def run(
     warn_before(model, suite, own, prefix + prompt, new)
     with err.status(f"{model}: tracing"):
         found = estimate(architecture, setting, prompt * texts, new, exhaustive=all_layers, kept=kept)
-        machines, disturbed = _machines(profile, given, parties, suite)
+        machines, disturbed = _machines(profile, given, setting)
         path = _critical_path(architecture, setting, prompt, new) if critical_path else None
     stages = in_step_stages(found, sessions, profile, machines.rates) if sessions > 1 else {}
     if as_json:
@@ -151,14 +152,14 @@ def run(
     show_notes(disturbed)
 
 
-def _machines(network: Network, given: Rates | None, parties: int, suite: str) -> tuple[Machines, str]:
+def _machines(network: Network, given: Rates | None, setting: Setting) -> tuple[Machines, str]:
     """Return machines with the rates that are given, else with measured ones, and what disturbed the measuring."""
     from launch.local.quiet import disturbance
     from launch.predict.seconds import Machines
     from models.costs.rates import measure_rates
 
     disturbed = disturbance() if given is None else ""
-    return Machines.of(network, given or measure_rates(), parties, suite), disturbed
+    return Machines.of(network, given or measure_rates(), setting), disturbed
 
 
 def _path_json(path: CriticalPath | None) -> dict[str, Any]:
@@ -285,7 +286,6 @@ def stage_json(costs: Costs, machines: Machines, part: str | None = None, sessio
 
 def estimate_json(found: Estimate, model: str, machines: Machines, about_rates: Mapping[str, object]) -> dict[str, Any]:
     """Return everything, for programs. "tokens" is all tokens after the first together."""
-    from launch.predict.seconds import FORMULA, FORMULA_HERE
     from models.shapes import tied
 
     network, rates, a = machines.network, machines.rates, found.architecture
@@ -321,7 +321,7 @@ def estimate_json(found: Estimate, model: str, machines: Machines, about_rates: 
         "parties": setting.parties,
         "network": {"name": network.name, "round_trip_seconds": network.round_trip, "bits_per_second": network.bandwidth},
         "rates": {**{name: rate for name, rate in asdict(rates).items() if name != "spread"}, **about_rates},
-        "seconds_formula": FORMULA + (FORMULA_HERE if machines.cores else ""),
+        "seconds_formula": machines.formula,
         "start_seconds": machines.start_seconds(),
         "stages": {name: whole(name, costs) for name, costs in stages.items()},
         "prefill_layer": stage_json(found.first_layer, machines),

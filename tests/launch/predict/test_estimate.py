@@ -327,6 +327,7 @@ def test_votes_of_the_most_layers_that_may_share_fit_their_ring(heads: int, obse
         ("bytes", 24, 48, 14.5e6),
         ("1ms/1000mbit", 21, 21, 17.8e6),
         ("40ms/1000mbit", 16, 9, 36e6),
+        ("online:40ms/400mbit", 16, 9, 36e6),
     ],
 )
 def test_a_token_of_gpt2(prefer: str, layer: int, choice: int, dealt: float) -> None:

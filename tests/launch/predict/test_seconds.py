@@ -43,6 +43,19 @@ def test_one_machine(cores: int) -> None:
     assert here.total == pytest.approx(max((3 * here.party + here.dealer) / (BUSY * cores), alone))
 
 
+@pytest.mark.parametrize(("prefer", "before"), [("online", True), ("online:20ms/4mbit", True), ("20ms/4mbit", False)])
+def test_what_is_dealt_before_takes_no_time(prefer: str, before: bool) -> None:
+    setting = Setting("masked", options={"prefer": prefer})
+    slow = Machines.of(find_network("20,4"), RATES, setting)
+    found, here = slow.seconds(STEP), replace(slow, cores=1).seconds(STEP)
+    parties = found.party + found.latency + found.transfer
+    assert (found.total == pytest.approx(parties)) == before
+    assert here.together == pytest.approx((2 * found.party + (0 if before else found.dealer)) / BUSY)
+    assert found.dealt == pytest.approx(100), "it is told all the same"
+    assert ("there before" in slow.formula) == before
+    assert not Machines.of(LOCALHOST, RATES, Setting("crypten")).dealt_before
+
+
 def test_every_term_counts() -> None:
     """Element-wise work, tables, the session's start and products are in a prediction of a real shape."""
     found = estimate(SHAPES["tiny"], Setting("masked"), 16, 3)
