@@ -179,8 +179,7 @@ def _masks(nodes: Blocks, p: Points) -> Words:
         blocks[..., i] = _hash(f"payloads {i}", seeds).view(np.complex128)[..., 0]
     found = blocks.view(np.uint64)
     if p.word_bits == _BLOCK_BITS:
-        low, high = (_tensor(found[..., half::2]) for half in (0, 1))
-        return Wide(low, high)
+        return Wide(_tensor(found[..., ::2]), _tensor(found[..., 1::2]))
     if p.word_bits == RING_BITS:
         return _tensor(found[..., : p.values])
     return torch.from_numpy(found.view(f"<u{p.word_bits // 8}")[..., : p.values].astype(np.int64))

@@ -115,9 +115,8 @@ def run(
     """Predict rounds, bytes, work, memory and seconds of each stage.
 
     The session's own program runs on tensors without content; what it counts is what parties count on the wire. Seconds are
-    those of the slower side, of parties and dealer: computing, as fast as this machine is measured to be, delays and bytes;
-    with the suite's option prefer=online those of the parties, as everything is dealt before. With --network localhost all
-    roles share this machine's processors. A machine that is not quiet is named.
+    of the slower side, parties or dealer (of parties with prefer=online): computing, as fast as measured here, delays,
+    bytes; with --network localhost all roles share this machine's processors. A machine that is not quiet is named.
     """
     from launch.predict.in_step import in_step_stages
     from launch.predict.networks import find_network
