@@ -210,8 +210,9 @@ def test_sessions(network: str, text_model: Path, tmp_path: Path, monkeypatch: p
     assert measured["first_token_seconds"]["median"] > 0 < measured["seconds"]["median"]
     assert set(measured["peak_memory_bytes"]) == {"party0", "party1", "dealer"}
     assert min(measured["peak_memory_bytes"].values()) > 50e6
-    if network != "localhost":
-        assert measured["seconds"]["median"] > measured["rounds"] * 0.001
+    if network != "localhost":  # a token that comes late makes the next one's time shorter
+        assert measured["first_token_seconds"]["median"] > measured["rounds"] * 0.001
+        assert measured["seconds"]["median"] > measured["rounds"] * 0.0005
         assert 0 < measured["network_bandwidth"]["share"] < 1
 
 
