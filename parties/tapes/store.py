@@ -274,7 +274,9 @@ def _unfit(program: ProgramFacts, manifest: Manifest, free: bool) -> str:
     if other:
         kinds = [name for name in other if name not in BEFORE]
         before = f"dealt with{_options_before(program) or ' no prefix and no chunks'}"
-        return f"for another {', '.join(kinds)}" if kinds else before
+        given = ", ".join(f"{name}={value}" for name, value in program.options.items()) or "none"
+        sets = {"options": f"set of options ({given})", "parties": "set of parties"}
+        return f"for another {', '.join(sets.get(name, name) for name in kinds)}" if kinds else before
     if program.prompt_tokens != manifest.prompt_tokens or program.new_tokens < manifest.new_tokens:
         return f"for {describe(program)}"
     if free:

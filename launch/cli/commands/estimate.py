@@ -115,7 +115,7 @@ def run(
     """Predict rounds, bytes, work, memory and seconds of each stage.
 
     The session's own program runs on tensors without content; what it counts is what parties count on the wire. Seconds are
-    of the slower side, parties or dealer (of parties with prefer=online): computing, as fast as measured here, delays,
+    those of the slower side, parties or dealer (with prefer=online the parties'): computing at this machine's rates, delays,
     bytes; with --network localhost all roles share this machine's processors. A machine that is not quiet is named.
     """
     from launch.predict.in_step import in_step_stages

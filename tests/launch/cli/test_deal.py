@@ -58,6 +58,36 @@ def test_deal_and_answer(command: Command, roles: Path, text_model: Path) -> Non
             server.stop()
 
 
+def test_what_is_dealt_for_online(command: Command, roles: Path, text_model: Path) -> None:
+    """A tape serves sessions of its own options: of `prefer=online` with the right tokens; others are told of them."""
+    online = ["--suite-option", "prefer=online"]
+    lengths = ["--prompt", len(PROMPT), "--tokens", 3, "--sessions", 1]
+    found = command(
+        "deal", "--config", roles / "dealer.yaml", "--model", text_model, *lengths, "--out", roles / "out", *online
+    )
+    assert found.code == 0, found.err
+    for name in ("party0", "party1"):
+        shutil.move(roles / "out" / name, roles / f"tapes-{name}")
+    servers = [ComputePartyServer(load_config(roles / f"{name}.yaml")) for name in ("party0", "party1")]
+    try:
+        for server in servers:
+            server.start()
+        share_model(load_role(roles / "model-owner.yaml", "model-owner"), text_model, "tiny")
+        ask = ["generate", "--config", roles / "client.yaml", "--model", text_model, "--name", "tiny", "--max-new-tokens", 3]
+        ask += ["--prompt", PROMPT, "--json"]
+        refused = command(*ask)
+        assert refused.code == 2
+        assert "it has 1 for another set of options (prefer=online)" in " ".join(refused.err.split())
+        answer = command(*ask, *online)
+        assert answer.code == 0, answer.err
+        checkpoint = load_checkpoint(text_model)
+        ids = checkpoint.tokenizer.encode(PROMPT)
+        assert json.loads(answer.out)["tokens"] == generate_plain(checkpoint, ids, GenerationPlan(len(ids), 3))
+    finally:
+        for server in servers:
+            server.stop()
+
+
 def test_json(command: Command, roles: Path, text_model: Path) -> None:
     out = roles / "out"
     found = command(

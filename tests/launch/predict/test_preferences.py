@@ -39,7 +39,7 @@ def test_the_page_says_what_a_network_costs(network: str) -> None:
 
 
 def test_a_prompt_for_which_everything_is_dealt_before() -> None:
-    """At most 260 rounds for a prompt of 128 tokens, and 1.6 GB sent for one of 1 024: fewer than with any other network."""
+    """At most 260 rounds and fewer bytes for a prompt of 128 tokens, and 1.6 GB sent for one of 1 024; more is dealt."""
     a = with_positions(find_shape("gpt2"), 1024)
 
     def first(prefer: str, prompt: int) -> list[float]:

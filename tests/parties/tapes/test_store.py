@@ -308,12 +308,12 @@ def test_a_damaged_load_spends_no_tape(deployment: Deployment, root: Path, check
         ({"new_tokens": 5}, r"3 for a prompt of 5 and up to 4 new tokens; .*--prompt 5 --tokens 5 --suite crypten`"),
         ({"suite": "masked"}, "it has 3 for another suite"),
         ({"fraction_bits": 14}, "3 for another fraction bits"),
-        ({"options": {"crypten_own": True}}, "3 for another options"),
+        ({"options": {"crypten_own": True}}, r"3 for another set of options \(none\)"),
         ({"decoding": "logits"}, "3 for another decoding"),
         ({"policy": "window"}, "3 for another policy"),
         ({"architecture": "0" * 64}, "3 for another architecture"),
         ({"version": "0.0.0"}, "3 for another version"),
-        ({"parties": ["party1", "party0"]}, "3 for another parties"),
+        ({"parties": ["party1", "party0"]}, "3 for another set of parties"),
         (
             {"prg": {"party1": "chacha20"}},
             r"it has 3 whose seed of party1 is expanded by prg aes256-ctr, where chacha20 is asked for: deal again with the "
