@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpc.pieced_matrix import PiecedMatrix
 from mpc.shape_tensor import broadcast
 from mpc.turns import waiting
 
@@ -31,17 +32,24 @@ _ASIDE = 1 << 26  # elements times elements of a product that other threads may 
 _LEAST_GAIN = 6.0  # over float64, which takes three products where these are ten
 
 
-def _digits(x: Tensor, count: int, descending: bool) -> Tensor:
-    """Return the digits of [R, K] int32 or int64 as int8 [R, count K], those of all K side by side.
+def _digits(parts: Sequence[Tensor], count: int, descending: bool) -> Tensor:
+    """Return the digits of [R, K] int32 or int64 as int8 [R, count K], those of all K side by side. parts: its columns.
 
     x + offset, offset = 128 (1 + 256 + ...), has x's digits plus 128 as its bytes: one by one they are shifted down and
     narrowed, a few rows at a time, which stay in the cache."""
-    words = x.numpy()
-    rows, depth = words.shape
-    wide, down = words.dtype.type, words.dtype.type(8)
-    offset = wide(int.from_bytes(b"\x80" * count, "little", signed=count == words.itemsize))
+    rows, depth, at = parts[0].shape[0], sum(part.shape[1] for part in parts), 0
     out = np.empty((rows, count, depth), np.int8)
-    step = max(1, _CACHED // depth)
+    for part in parts:
+        _digits_into(part.numpy(), out[:, :, at : at + part.shape[1]], descending)
+        at += part.shape[1]
+    return torch.from_numpy(out.reshape(rows, count * depth))
+
+
+def _digits_into(words: np.ndarray, out: np.ndarray, descending: bool) -> None:
+    """Write the digits of words [R, K] to [R, count, K]."""
+    (rows, count, depth), wide = out.shape, words.dtype.type
+    down, offset = wide(8), wide(int.from_bytes(b"\x80" * count, "little", signed=count == words.itemsize))
+    step = max(1, _CACHED // max(1, depth))
     held = np.empty((min(step, rows), depth), words.dtype)
     for start in range(0, rows, step):
         part = words[start : start + step]
@@ -52,13 +60,18 @@ def _digits(x: Tensor, count: int, descending: bool) -> Tensor:
             if i:
                 np.right_shift(rest, down, out=rest)
             np.copyto(out[start : start + step, count - 1 - i if descending else i], rest, casting="unsafe")
-    return torch.from_numpy(out.reshape(rows, count * depth))
 
 
-def byte_matmul(a: Tensor, b: Tensor, bits: int, left_bits: int = 64) -> Tensor:
+def byte_matmul(a: Tensor, b: Tensor | PiecedMatrix, bits: int, left_bits: int = 64) -> Tensor:
     """Return `a @ b` modulo 2^bits, canonical. a: [..., M, K], b: [..., K, N], int64 on the CPU; either may be int32 where
-    bits <= 32. Fastest where b is column-major. Exact on machines where `exact` is true. left_bits: 0 <= a < 2^left_bits,
-    public: what digits a has not is not multiplied."""
+    bits <= 32. Fastest where b is column-major, whole or in pieces. Exact on machines where `exact` is true. left_bits: 0
+    <= a < 2^left_bits, public: what digits a has not is not multiplied."""
+    few = min(-(-bits // 8), (left_bits + 1) // 8 + 1)
+    if isinstance(b, PiecedMatrix):
+        out = torch.empty((a.shape[0], b.shape[1]), dtype=torch.int64)
+        with waiting() if math.prod(a.shape) * b.shape[1] >= _ASIDE else nullcontext():
+            _one(a, [part.t() for part in b.parts], bits, out, few)
+        return out
     if a.shape[-1] < 2:
         return (a.to(torch.int64) @ b.to(torch.int64)) & ((1 << bits) - 1 if bits < 64 else -1)
     batch = broadcast(a.shape[:-2], b.shape[:-2])
@@ -67,22 +80,36 @@ def byte_matmul(a: Tensor, b: Tensor, bits: int, left_bits: int = 64) -> Tensor:
     large = math.prod(left.shape[-2:]) * right.shape[-1] >= _ASIDE
     for at in itertools.product(*(range(n) for n in batch)):
         with waiting() if large else nullcontext():
-            _one(left[at], right[at].t(), bits, out[at], min(-(-bits // 8), (left_bits + 1) // 8 + 1))
+            _one(left[at], _cut(right[at].t()), bits, out[at], few)
     return out
 
 
-def _one(a: Tensor, b: Tensor, bits: int, out: Tensor, few: int) -> None:
-    """Multiply a [M, K], of `few` digits, by b [N, K] transposed into out [M, N]."""
-    count = -(-bits // 8)
-    depth, columns = a.shape[1], b.shape[0]
-    size = -(-depth // -(-depth // _DEPTH))  # of equal pieces: torch's kernel is wrong for an inner length of 1
-    pieces = [slice(start, min(start + size, depth)) for start in range(0, depth, size)]
-    left = [_digits(a[:, piece], few, True) for piece in pieces]
-    step = max(_LEAST_COLUMNS, _BLOCK // (count * size))
+def _cut(b: Tensor) -> list[Tensor]:
+    """Return the columns of [N, K] in equal parts no deeper than a block."""
+    depth = b.shape[1]
+    size = -(-depth // -(-depth // _DEPTH))  # equal: torch's kernel is wrong for an inner length of 1
+    return [b[:, start : min(start + size, depth)] for start in range(0, depth, size)]
+
+
+def _blocks(parts: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return parts [N, k] in groups that are no deeper together than a block."""
+    out: list[list[Tensor]] = [[]]
+    for part in parts:
+        if out[-1] and sum(x.shape[1] for x in out[-1]) + part.shape[1] > _DEPTH:
+            out.append([])
+        out[-1].append(part)
+    return out
+
+
+def _one(a: Tensor, parts: Sequence[Tensor], bits: int, out: Tensor, few: int) -> None:
+    """Multiply a [M, K], of `few` digits, by the parts [N, k] of b, [N, K] transposed, into out [M, N]."""
+    count, columns, blocks = -(-bits // 8), parts[0].shape[0], _blocks(parts)
+    depths = [sum(part.shape[1] for part in block) for block in blocks]
+    left = [_digits([x], few, True) for x in torch.split(a, depths, 1)]
+    step = max(_LEAST_COLUMNS, _BLOCK // (count * max(depths)))
     for start in range(0, columns, step):
-        block = b[start : start + step]
-        right = [_digits(block[:, piece], count, False) for piece in pieces]
-        total = np.zeros((a.shape[0], block.shape[0]), np.int32 if bits <= 32 else np.int64)
+        right = [_digits([part[start : start + step] for part in block], count, False) for block in blocks]
+        total = np.zeros((a.shape[0], right[0].shape[0]), np.int32 if bits <= 32 else np.int64)
         for s in reversed(range(count)):
             used = min(s + 1, few)
             np.left_shift(total, 8, out=total)

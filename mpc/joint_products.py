@@ -19,7 +19,8 @@ from torch import Tensor
 
 from mpc import ring
 from mpc.device.digits import DigitMatrix
-from mpc.ring import RING_BITS
+from mpc.pieced_matrix import PiecedMatrix
+from mpc.ring import RING_BITS, Matrix
 
 #: Products that are asked for together have at most so many rows each; a matrix has at least so many entries.
 MOST_ROWS = 8
@@ -52,7 +53,7 @@ def joined(together: Together | None) -> Iterator[None]:
         _here.together = before
 
 
-def matmul(a: Tensor, b: Tensor | DigitMatrix, bits: int = RING_BITS, left_bits: int = RING_BITS) -> Tensor:
+def matmul(a: Tensor, b: Matrix, bits: int = RING_BITS, left_bits: int = RING_BITS) -> Tensor:
     """Return `a @ b` modulo 2^bits as `ring.matmul` does, for a fixed matrix b [K, N] of which other sessions ask the same,
     where there are such. Exact."""
     together = _here.together
@@ -60,7 +61,7 @@ def matmul(a: Tensor, b: Tensor | DigitMatrix, bits: int = RING_BITS, left_bits:
         return ring.matmul(a, b, bits, left_bits)
     if len(b.shape) != 2 or (isinstance(b, Tensor) and b.device.type != "cpu"):  # elsewhere no address says which it is
         return ring.matmul(a, b, bits, left_bits)
-    elements = b.digits if isinstance(b, DigitMatrix) else b
+    elements = b.digits if isinstance(b, DigitMatrix) else b.parts[0] if isinstance(b, PiecedMatrix) else b
     at = (id(b.memory), b.start) if isinstance(b, DigitMatrix) else b.data_ptr()
     where = (at, elements.shape, elements.stride(), b.dtype)
 

@@ -33,6 +33,7 @@ from mpc import ring
 from mpc.device.deferred import there
 from mpc.device.digits import DigitMatrix
 from mpc.errors import EnvironmentProblem, ManifestMismatch
+from mpc.pieced_matrix import PiecedMatrix, pays
 
 FOR_EVER = timedelta(days=365)
 HEADER = 8
@@ -65,16 +66,18 @@ def cut(size: int, ranks: int) -> list[slice]:
 
 
 class Block:
-    """One rank's part of a matrix [rows, columns]: the `part` of its axis, column-major, as `FixedWeight` keeps weights; on
-    a device as digits, and nothing else."""
+    """One rank's part of a matrix [rows, columns]: the `part` of its axis, column-major, in pieces where it is deep; on a
+    device as digits, and nothing else."""
 
     def __init__(self, shape: tuple[int, int], axis: int, part: slice, place: tuple[torch.dtype, torch.device]) -> None:
         self.axis, self.part = axis, part
         sizes = [*shape]
         sizes[axis] = part.stop - part.start
         dtype, device = place
-        self.values: Tensor | DigitMatrix
-        if device.type in ("cpu", "meta"):
+        self.values: ring.Matrix
+        if device.type == "cpu" and pays(sizes, dtype):
+            self.values = PiecedMatrix.empty(sizes, dtype)
+        elif device.type in ("cpu", "meta"):
             self.values = torch.empty(sizes[::-1], dtype=dtype, device=device).t()
         else:
             self.values = DigitMatrix.empty(sizes, dtype, device)
@@ -93,7 +96,7 @@ class Block:
 
     def words(self) -> Tensor:
         """Return its part, [rows, columns]."""
-        return self.values.words() if isinstance(self.values, DigitMatrix) else self.values
+        return self.values if isinstance(self.values, Tensor) else self.values.words()
 
     def of(self, rows: slice, values: Tensor) -> Tensor:
         """Return its part of the values of some rows of the matrix."""
@@ -104,11 +107,12 @@ class Block:
 
     def times(self, rows: Tensor, bits: int, turned: bool) -> Tensor:
         """Return rows [n, inner] times the block (transposed, if `turned`) modulo 2^bits."""
-        return ring.matmul(rows, _turned(self.values) if turned else self.values, bits)
+        return ring.matmul(rows, self._turned() if turned else self.values, bits)
 
-
-def _turned(x: Tensor | DigitMatrix) -> Tensor | DigitMatrix:
-    return x.moved(torch.t) if isinstance(x, DigitMatrix) else x.t()
+    def _turned(self) -> Tensor | DigitMatrix:
+        if isinstance(self.values, PiecedMatrix):
+            self.values = self.values.words()  # from here on
+        return self.values.moved(torch.t) if isinstance(self.values, DigitMatrix) else self.values.t()
 
 
 @dataclass(frozen=True)

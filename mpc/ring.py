@@ -23,6 +23,7 @@ from mpc.byte_matmul import pays as byte_matmul_pays
 from mpc.device import products
 from mpc.device.deferred import there
 from mpc.device.digits import DigitMatrix
+from mpc.pieced_matrix import PiecedMatrix
 from mpc.shape_tensor import broadcast
 from mpc.turns import waiting
 
@@ -33,7 +34,6 @@ _SMALL = 1 << 18  # multiply-adds
 _ASIDE = 1 << 24  # elements of a matrix that other threads may compute beside: some 10 ms
 _DEEP = 256  # inner length from which bytes pay in rings above 32 bits ...
 _DEEP_ENOUGH = 64  # ... and where there are as many rows
-_PIECE = 1 << 14  # elements of a row that stay in the cache while columns pass by
 
 
 def reduce(x: Tensor, bits: int) -> Tensor:
@@ -134,23 +134,13 @@ def _few_rows(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _dots(columns: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """Multiply [..., N, K] by [..., K] to [..., N]. A long row is cut into pieces that stay in the cache."""
-    depth = row.shape[-1]
-    if depth <= 2 * _PIECE:
-        return np.asarray(np.einsum("...nk,...k->...n", columns, row))
-    out = np.einsum("...nk,...k->...n", columns[..., :_PIECE], row[..., :_PIECE])
-    for start in range(_PIECE, depth, _PIECE):
-        out += np.einsum("...nk,...k->...n", columns[..., start : start + _PIECE], row[..., start : start + _PIECE])
-    return np.asarray(out)
+    """Multiply [..., N, K] by [..., K] to [..., N]."""
+    return np.asarray(np.einsum("...nk,...k->...n", columns, row))
 
 
 def _dots_of_rows(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Multiply [N, K] by rows [R, K] to [N, R], while a column is in the cache."""
-    pieces = [slice(start, start + _PIECE) for start in range(0, max(1, rows.shape[-1]), _PIECE)]
-    out = np.einsum("nk,rk->nr", columns[:, pieces[0]], rows[:, pieces[0]])
-    for piece in pieces[1:]:
-        out += np.einsum("nk,rk->nr", columns[:, piece], rows[:, piece])
-    return np.asarray(out)
+    return np.asarray(np.einsum("nk,rk->nr", columns, rows))
 
 
 def _weighted_rows(matrix: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -173,14 +163,20 @@ def _small(a: Tensor, b: Tensor) -> bool:
     return products <= _SMALL
 
 
-def matmul(a: Tensor, b: Tensor | DigitMatrix, bits: int = RING_BITS, left_bits: int = RING_BITS) -> Tensor:
-    """Return `a @ b` modulo 2^bits. a: [..., M, K], b: [..., K, N], int64, any device; b may be int32 where bits <= 32, and
-    digits. left_bits: 0 <= a < 2^left_bits, public; it makes a product of few bits faster where bytes are multiplied.
+Matrix = Tensor | DigitMatrix | PiecedMatrix
+
+
+def matmul(a: Tensor, b: Matrix, bits: int = RING_BITS, left_bits: int = RING_BITS) -> Tensor:
+    """Return `a @ b` modulo 2^bits. a: [..., M, K], b: [..., K, N], int64, any device; b may be int32 where bits <= 32,
+    digits, and a matrix [K, N] in pieces (a: [M, K]). left_bits: 0 <= a < 2^left_bits, public; it makes a product of few
+    bits faster where bytes are multiplied.
 
     Vectors and short left factors on the CPU use integer kernels (they are bound by memory there), and so do small
     products; larger ones `byte_matmul` where the processor has instructions for it, else `limb_matmul`. A device's ways are
     in `mpc.device.products`. All are exact. For shape tensors only the shape is computed.
     """
+    if isinstance(b, PiecedMatrix):
+        return _matmul_pieced(a, b, bits, left_bits)
     if a.device.type != "cpu" or isinstance(b, DigitMatrix):
         return _matmul_there(a, b, bits, left_bits)
     rows = a.shape[-2] if a.dim() > 1 else 1
@@ -194,6 +190,15 @@ def matmul(a: Tensor, b: Tensor | DigitMatrix, bits: int = RING_BITS, left_bits:
     if small:
         return reduce(torch.matmul(a, b.to(torch.int64)), bits)
     return byte_matmul(a, b, bits, left_bits) if (bits <= 32 or deep) and byte_matmul_pays() else limb_matmul(a, b, bits)
+
+
+def _matmul_pieced(a: Tensor, b: PiecedMatrix, bits: int, left_bits: int) -> Tensor:
+    """As `matmul`, a: [M, K]."""
+    if a.shape[-2] < _FEW_ROWS:
+        return reduce(b.times(a, _few_rows), bits)
+    if byte_matmul_pays():
+        return byte_matmul(a, b, bits, left_bits)
+    return reduce(b.times(a, lambda piece, part: limb_matmul(piece, part, bits)), bits)
 
 
 def _matmul_there(a: Tensor, b: Tensor | DigitMatrix, bits: int, left_bits: int) -> Tensor:

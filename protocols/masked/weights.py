@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mpc.pieced_matrix import pays
 from mpc.ring import RING_BITS
 from mpc.shape_tensor import shape_tensor
 from protocols.masked.context import Context, open_value
-from protocols.masked.digit_weight import DigitWeight
+from protocols.masked.matrix_weight import DigitWeight, PiecedWeight
 from protocols.masked.product import FixedWeight
 from protocols.masked.shares import Shared
 from protocols.masked.split_weight import SMALL, SplitWeight
@@ -44,8 +45,8 @@ async def fixed_weight(
     """Return a weight of `shape`, [in, out] or [out], from this party's share modulo 2^64 (None where there is none).
 
     ring: fraction bits, and the bits of the largest ring of its products. multiplied: it is used in products with rows
-    alone, so a matrix may lie at several ranks of the party, and on a device as digits. The sharing that is kept is m - lam,
-    of which the model's owner knows nothing.
+    alone, so a matrix may lie at several ranks of the party, on a device as digits, and in pieces. The sharing that is kept
+    is m - lam, of which the model's owner knows nothing.
     """
     weight = _to_be_filled(c, shape, ring, multiplied)
     dtype = torch.int32 if weight.bits <= 32 else torch.int64
@@ -67,8 +68,11 @@ def _to_be_filled(c: Context, shape: Sequence[int], ring: tuple[int, int], multi
     matrix = multiplied and len(shape) == 2
     if matrix and c.ranks is not None and c.evaluating and torch.Size(shape).numel() >= SMALL:
         return SplitWeight.empty(c.ranks, (shape[0], shape[1]), dtype, (frac, width))
-    if matrix and (c.evaluating or c.tape.dealing) and c.device.type not in ("cpu", "meta"):
+    there = matrix and (c.evaluating or c.tape.dealing)
+    if there and c.device.type not in ("cpu", "meta"):
         return DigitWeight.empty(shape, (dtype, c.device), (frac, width), c.evaluating)
+    if there and c.device.type == "cpu" and pays(shape, dtype):
+        return PiecedWeight.empty(shape, dtype, (frac, width), c.evaluating)
     m, own = (_empty(shape, dtype, c.device) if c.evaluating else shape_tensor(shape) for _ in range(2))
     masks = _empty(shape, dtype, c.device) if c.tape.dealing else shape_tensor(shape)
     return FixedWeight(m, own, masks, frac, width)

@@ -15,6 +15,7 @@ from mpc.device.digits import DigitMatrix
 from mpc.errors import ConfigurationError, MpcacheError
 from mpc.in_step import StepMember
 from mpc.joint_products import joined, matmul
+from mpc.pieced_matrix import PiecedMatrix
 from tests.devices import STAND_IN, computing_on
 from tests.mpc.test_in_step import View, running, wait_until
 
@@ -74,6 +75,20 @@ def test_each_session_has_the_product_of_its_own_rows(products: list[int]) -> No
     for number, (first, second) in enumerate(results):
         assert first.tolist() == by_hand(rows_of(number, 1 + number % 2), MATRIX, BITS)
         assert second.tolist() == by_hand(rows_of(number, 1), OTHER, 32)
+
+
+def test_a_matrix_in_pieces_is_one(products: list[int]) -> None:
+    deep = torch.cat([MATRIX, MATRIX + 1, MATRIX - 7])
+    kept = PiecedMatrix.empty(deep.shape, deep.dtype)
+    kept[:] = deep
+
+    def rows(number: int) -> Tensor:
+        return torch.cat([rows_of(number + i, 1) for i in range(3)], 1)
+
+    results = together(3, lambda _member, number: matmul(rows(number), kept, BITS))
+    assert products == [3]
+    for number, result in enumerate(results):
+        assert result.tolist() == by_hand(rows(number), deep, BITS)
 
 
 def test_small_matrices_many_rows_and_single_sessions_are_computed_alone(products: list[int]) -> None:

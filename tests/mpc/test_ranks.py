@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mpc import ring
 from mpc.device.digits import DigitMatrix
+from mpc.pieced_matrix import PiecedMatrix
 from mpc.ranks import Block, SplitMatrix, cut
 from tests.mpc.rank_processes import Group, running
 
@@ -36,13 +37,15 @@ def filled(group: Group, values: Tensor, step: int = 3) -> SplitMatrix:
     return matrix
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (7, 5), (1, 9), (9, 1), (64, 300), (300, 64), (2, 2)])
+@pytest.mark.parametrize("shape", [(5, 7), (7, 5), (1, 9), (9, 1), (64, 300), (300, 64), (2, 2), (7001, 3)])
 @pytest.mark.parametrize("bits", [30, 48, 64])
 def test_products(group: Group, shape: tuple[int, int], bits: int) -> None:
-    """All shapes that no number of ranks divides, from one row to many, either way round, are exact."""
+    """All shapes that no number of ranks divides, from one row to many, either way round, are exact; of deep matrices that
+    lie in pieces, too."""
     values = words(*shape, bits=min(bits, 31))
     values = values.to(torch.int32) if bits <= 32 else words(*shape)
-    matrix = filled(group, values)
+    matrix = filled(group, values, max(3, shape[0] // 5))
+    assert isinstance(matrix.own.values, PiecedMatrix) == (shape[0] > 7000)
     assert torch.equal(matrix.whole(), values)
     for n in (1, 2, 9):
         for turned in (False, True):

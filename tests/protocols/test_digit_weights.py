@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from protocols.masked.digit_weight import DigitWeight
+from protocols.masked.matrix_weight import DigitWeight
 from protocols.suite import Linear
 from tests.devices import STAND_IN, computing_on
 from tests.protocols.masked.harness import run_masked

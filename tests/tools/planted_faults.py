@@ -837,9 +837,23 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the blocks of a deep product overlap",
         "mpc/byte_matmul.py",
-        "slice(start, min(start + size, depth))",
-        "slice(start, min(start + size + 1, depth))",
+        "b[:, start : min(start + size, depth)]",
+        "b[:, start : min(start + size + 1, depth)]",
         ("tests/mpc/test_byte_matmul.py::test_the_largest_digits_of_a_deep_product[50257-32]",),
+    ),
+    Fault(
+        "a piece of a matrix is filled with the rows of another",
+        "mpc/pieced_matrix.py",
+        "words[start - first : stop - first]",
+        "words[: stop - start]",
+        ("tests/mpc/test_pieced_matrix.py::test_what_is_filled_is_there",),
+    ),
+    Fault(
+        "the last piece of a row is not multiplied",
+        "mpc/pieced_matrix.py",
+        "for piece, part in others:",
+        "for piece, part in others[:-1]:",
+        ("tests/mpc/test_pieced_matrix.py::test_products_are_exact",),
     ),
     Fault(
         "alpha weighs the lowest key",

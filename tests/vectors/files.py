@@ -96,7 +96,7 @@ NO_PROTOCOL = {
     "masked": {
         "__init__.py": "no code",
         "append_buffer.py": "memory of cached rows",
-        "digit_weight.py": "how weights lie on a device; products as elsewhere",
+        "matrix_weight.py": "how weights lie on a device, and in pieces; products as elsewhere",
         "held.py": "openings in small rings, and products",
         "packed_rows.py": "memory of cached rows",
         "arithmetic.py": "conversions and products",
