@@ -11,6 +11,7 @@ Leaks: nothing, it is local (docs/security.md, "Waves").
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -28,6 +29,7 @@ from protocols.masked.wide import deal
 
 DEALT_BITS = 13  # fraction bits of the first harmonic's cosines of the mask, in a period of 1
 PUBLIC_BITS = 12  # of an amplitude times the public cosine, likewise
+AT_ONCE = 1 << 17  # numbers whose cosines are looked up at once: some MiB
 
 
 def fraction_bits(period: int) -> int:
@@ -35,7 +37,7 @@ def fraction_bits(period: int) -> int:
     return DEALT_BITS + PUBLIC_BITS + 2 * period
 
 
-def _at(x: Tensor, j: int, bits: int) -> Tensor:
+def _at(x: Tensor, j: int | Tensor, bits: int) -> Tensor:
     """Return cos and sin of 2 pi j x / 2^bits with `AMPLITUDE_BITS` fraction bits, [2, ...]."""
     pairs = _circle(bits, x.device).take((j * x) & ((1 << bits) - 1))
     if x.device.type != "cpu":
@@ -55,6 +57,20 @@ def _cut(x: Tensor, count: int) -> Tensor:
     return (x + (1 << (count - 1))) >> count
 
 
+def _factors(x: Tensor, found: tuple[tuple[int, int], ...], period: int, circle: int) -> Iterator[Tensor]:
+    """Yield a_j times cos and sin of each harmonic at public x, [2, ...]: of few elements all harmonics are made at once."""
+    step = max(1, AT_ONCE // max(1, x.numel()))
+    every = _columns(found, x.device).reshape(2, -1, *[1] * x.dim())
+    for start in range(0, len(found), step):
+        j, a = every[:, start : start + step]
+        yield from _cut(_at(x, j, circle) * a, 2 * curves.AMPLITUDE_BITS - PUBLIC_BITS - period).unbind(1)
+
+
+@cache
+def _columns(pairs: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    return torch.tensor(pairs).t().to(device)
+
+
 def waves(c: Context, kind: str, x: Masked, period: int, bits: int) -> Shared | WideShared:
     """Return [E(x)] of the even part of `kind` modulo 2^bits with `fraction_bits`, for |x| < 2^period / 2 - half."""
     circle, frac = period + x.frac, fraction_bits(period)
@@ -62,6 +78,8 @@ def waves(c: Context, kind: str, x: Masked, period: int, bits: int) -> Shared | 
     found = curves.amplitudes(kind, period)
     largest = max(abs(a) for _, a in found)
     total: Any = None
+    values = c.evaluating and not x.m.is_meta
+    factors = _factors(x.m, found, period, circle)
     for j, a in found:
         shift = (largest // abs(a)).bit_length() - 1
         spared = curves.AMPLITUDE_BITS - DEALT_BITS - period + shift
@@ -70,11 +88,10 @@ def waves(c: Context, kind: str, x: Masked, period: int, bits: int) -> Shared | 
             return wide.widened(_cut(_at(x.lam, j, circle), count), bits - shift)  # noqa: B023
 
         dealt = deal(c, f"{kind} waves", (2, *x.shape), bits - shift, known)
-        if not c.evaluating or x.m.is_meta:
+        if not values:
             continue
-        public = _cut(_at(x.m, j, circle) * a, 2 * curves.AMPLITUDE_BITS - PUBLIC_BITS - period)
         lifted = Wide.of(dealt) if bits > RING_BITS and isinstance(dealt, Tensor) else dealt
-        part = (lifted * public).sum(0) << shift
+        part = (lifted * next(factors)).sum(0) << shift
         total = part if total is None else total + part
     if total is None:
         return blank(c, x.shape, bits, frac)
