@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from launch.cluster.processors import places, processor
 from launch.cluster.reports import Report, reported
 from models.architectures import parse_description
 from models.plans import Leaving
@@ -98,6 +99,7 @@ class TapeWorker:
         self._dealing: TapeDealing
         self._facts: LoadFacts
         self._root: Path
+        self._places: int
         self._programs: list[SessionProgram]
         self._weights: dict[str, Any]
 
@@ -106,7 +108,8 @@ class TapeWorker:
         return reported(lambda: self._begin(WorkerOrder.model_validate_json(order)))
 
     def write(self, number: int, attempt: str) -> str:
-        """Deal one session's tape into the attempt's own folder. Reports the tape's id and the seconds that it took."""
+        """Deal one session's tape into the attempt's own folder, at this dealer's turn. Reports the tape's id and the
+        seconds that it took."""
         return reported(lambda: self._write(number, attempt))
 
     def _begin(self, order: WorkerOrder) -> Report:
@@ -124,6 +127,7 @@ class TapeWorker:
         config = load_config(order.config)
         self._facts = LoadFacts(order.load, order.created, tuple(config.party_names))
         self._root, self._spec = order.root, order.spec.spec()
+        self._places = places(order.threads)
         self._dealing = TapeDealing(check(config.certificates, config.name, "dealer"), self._facts)
         self._programs = self._spec.programs(order.load, parse_description(order.architecture), config)
         self._weights = self._dealing.read_load(self._programs[0], self._facts.folders(order.root))
@@ -133,7 +137,8 @@ class TapeWorker:
         torch.set_grad_enabled(False)  # of this thread
         root = self._root / ATTEMPTS / attempt
         root.mkdir(mode=0o700)
-        began = time.perf_counter()
         program = self._programs[(number - 1) // self._spec.sessions]
-        tape = self._dealing.write_session(program, self._weights, number, self._facts.make_folders(root))
-        return {"tape": tape, "seconds": time.perf_counter() - began}
+        with processor(root.parent, self._places):
+            began = time.perf_counter()
+            tape = self._dealing.write_session(program, self._weights, number, self._facts.make_folders(root))
+            return {"tape": tape, "seconds": time.perf_counter() - began}

@@ -1,6 +1,6 @@
 """How much faster many Ray dealers write tapes than one: `python -m tests.tools.ray_dealers` (`pip install ray`; minutes).
 
-Deals what a cluster file says (`--config`; without it 4 dealers 24 tapes of a GPT-2 of 6 layers, 384 channels) in turn with
+Deals what a cluster file says (`--config`; without it 4 dealers 60 tapes of a GPT-2 of 6 layers, 384 channels) in turn with
 one dealer and with all of its workers, several times, on a Ray of this machine, and prints tapes a minute, from the begin of
 the first tape to the end of the last, and with the start of the dealers. Beside them the load of the machine: on one that
 others use too, only the ratio within a pair of runs says something.
@@ -77,7 +77,7 @@ def made(root: Path) -> Path:
     (root / "dealer.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(dealer, default=str))))
     shape = {"n_layer": 6, "n_embd": 384, "n_head": 6, "vocab_size": 8000, "n_positions": 256}
     GPT2Config(bos_token_id=0, eos_token_id=0, **shape).save_pretrained(root / "model")
-    what = {"config": "dealer.yaml", "model": "model", "prompts": [32], "tokens": 4, "sessions": 24, "out": "tapes"}
+    what = {"config": "dealer.yaml", "model": "model", "prompts": [32], "tokens": 4, "sessions": 60, "out": "tapes"}
     (root / "cluster.yaml").write_text(yaml.safe_dump({"dealers": {**what, "workers": 4, "cpus": 0.5}}))
     return root / "cluster.yaml"
 
