@@ -856,6 +856,13 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/mpc/test_pieced_matrix.py::test_products_are_exact",),
     ),
     Fault(
+        "a dealer does not wait for a processor",
+        "launch/cluster/processors.py",
+        "        return False",
+        "        return True",
+        ("tests/launch/cluster/test_processors.py::test_that_one_more_waits_for_one_that_is_done",),
+    ),
+    Fault(
         "alpha weighs the lowest key",
         "models/policies/clusters.py",
         "suite.scale(high, alpha), suite.scale(low, 1.0 - alpha)",
