@@ -195,7 +195,8 @@ def matmul(a: Tensor, b: Matrix, bits: int = RING_BITS, left_bits: int = RING_BI
 def _matmul_pieced(a: Tensor, b: PiecedMatrix, bits: int, left_bits: int) -> Tensor:
     """As `matmul`, a: [M, K]."""
     if a.shape[-2] < _FEW_ROWS:
-        return reduce(b.times(a, _few_rows), bits)
+        with waiting() if math.prod(b.shape) >= _ASIDE else nullcontext():
+            return reduce(b.times(a, _few_rows), bits)
     if byte_matmul_pays():
         return byte_matmul(a, b, bits, left_bits)
     return reduce(b.times(a, lambda piece, part: limb_matmul(piece, part, bits)), bits)

@@ -9,8 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+import torch
 
+from mpc import ring
 from mpc.in_step import StepGroup, StepMember
+from mpc.pieced_matrix import PiecedMatrix
 from mpc.turns import Turns, leave, waiting
 from tests.mpc.memory_trunk import memory_trunks
 from tests.mpc.test_in_step import ROUNDS, running
@@ -74,6 +77,23 @@ def test_one_computes_at_a_time_and_all_get_their_turn() -> None:
     assert crowd.most == 1
     assert sorted(crowd.order) == sorted("abcd" * 10)
     assert not crowd.turns.held
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_large_product_of_a_row_is_made_beside_others(large: bool, pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, held, real = Turns(patience=LONG), list[bool](), ring._dots
+    matrix = torch.arange(3 * 1500).reshape(3, 1500).t()
+    kept = PiecedMatrix.empty(matrix.shape, matrix.dtype)
+    kept[:] = matrix
+    row = torch.ones(1, 1500, dtype=torch.int64)
+    monkeypatch.setattr(ring, "_ASIDE", 1 if large else 1 << 20)
+    monkeypatch.setattr(ring, "_dots", lambda *given: (held.append(turns.held), real(*given))[1])
+    with computing(turns):
+        found = ring.matmul(row, kept if pieces else matrix)
+        assert turns.held
+    assert found.tolist() == [[sum(column) for column in matrix.t().tolist()]]
+    assert held == [not large] * (2 if pieces else 1)
 
 
 def test_others_compute_while_one_waits() -> None:
