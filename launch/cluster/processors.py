@@ -12,19 +12,20 @@ has no such locks nobody waits.
 from __future__ import annotations
 
 import fcntl
-import os
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from mpc import role_process
+
 LOOK_SECONDS = 0.005
 
 
 def places(threads: int) -> int:
     """Return how many dealers of so many threads compute at a time on this node."""
-    return max(1, len(os.sched_getaffinity(0)) // threads)
+    return max(1, role_process.processors() // threads)
 
 
 @contextmanager
