@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,22 @@ from tests.launch.conftest import Command
 PROMPT = "Who goes there"
 
 
+@contextmanager
+def serving(out: Path, roles: Path, model: Path) -> Iterator[None]:
+    """Parties that have what was dealt to `out`, and the model under the name "tiny"."""
+    for name in ("party0", "party1"):
+        shutil.move(out / name, roles / f"tapes-{name}")
+    servers = [ComputePartyServer(load_config(roles / f"{name}.yaml")) for name in ("party0", "party1")]
+    try:
+        for server in servers:
+            server.start()
+        share_model(load_role(roles / "model-owner.yaml", "model-owner"), model, "tiny")
+        yield
+    finally:
+        for server in servers:
+            server.stop()
+
+
 def test_deal_and_answer(command: Command, roles: Path, text_model: Path) -> None:
     out = roles / "out"
     arguments = ["--model", text_model, "--prompt", len(PROMPT), "--tokens", 4, "--out", out]
@@ -31,13 +49,7 @@ def test_deal_and_answer(command: Command, roles: Path, text_model: Path) -> Non
     said = " ".join(found.out.split())
     assert "4 sessions, prompt of exactly 14, 3 tokens, up to 4 new ones" in said
     assert "Next: move what each folder holds into that party's `tapes` folder" in said
-    for name in ("party0", "party1"):
-        shutil.move(out / name, roles / f"tapes-{name}")
-    servers = [ComputePartyServer(load_config(roles / f"{name}.yaml")) for name in ("party0", "party1")]
-    try:
-        for server in servers:
-            server.start()
-        share_model(load_role(roles / "model-owner.yaml", "model-owner"), text_model, "tiny")
+    with serving(out, roles, text_model):
         ask = ["generate", "--config", roles / "client.yaml", "--model", text_model, "--name", "tiny", "--max-new-tokens", 3]
         answer = command(*ask, "--prompt", PROMPT, "--json")
         assert answer.code == 0, answer.err
@@ -53,9 +65,6 @@ def test_deal_and_answer(command: Command, roles: Path, text_model: Path) -> Non
         assert "2 for a prompt of 3 and up to 4 new tokens" in text
         assert str(roles) not in text
         assert [m.name for m in Client(load_role(roles / "client.yaml", "client")).models()] == ["tiny"]
-    finally:
-        for server in servers:
-            server.stop()
 
 
 def test_what_is_dealt_for_online(command: Command, roles: Path, text_model: Path) -> None:
@@ -66,13 +75,7 @@ def test_what_is_dealt_for_online(command: Command, roles: Path, text_model: Pat
         "deal", "--config", roles / "dealer.yaml", "--model", text_model, *lengths, "--out", roles / "out", *online
     )
     assert found.code == 0, found.err
-    for name in ("party0", "party1"):
-        shutil.move(roles / "out" / name, roles / f"tapes-{name}")
-    servers = [ComputePartyServer(load_config(roles / f"{name}.yaml")) for name in ("party0", "party1")]
-    try:
-        for server in servers:
-            server.start()
-        share_model(load_role(roles / "model-owner.yaml", "model-owner"), text_model, "tiny")
+    with serving(roles / "out", roles, text_model):
         ask = ["generate", "--config", roles / "client.yaml", "--model", text_model, "--name", "tiny", "--max-new-tokens", 3]
         ask += ["--prompt", PROMPT, "--json"]
         refused = command(*ask)
@@ -84,9 +87,6 @@ def test_what_is_dealt_for_online(command: Command, roles: Path, text_model: Pat
         checkpoint = load_checkpoint(text_model)
         ids = checkpoint.tokenizer.encode(PROMPT)
         assert json.loads(answer.out)["tokens"] == generate_plain(checkpoint, ids, GenerationPlan(len(ids), 3))
-    finally:
-        for server in servers:
-            server.stop()
 
 
 def test_json(command: Command, roles: Path, text_model: Path) -> None:

@@ -32,6 +32,9 @@ def test_products_before_and_after_it_is_moved(parties: int) -> None:
         out.append(await s.linear(each, Linear(w.reshape(EXPERTS, IN // EXPERTS, OUT), None, "any")))
         if before:  # where there are values
             held.append((before, deep.bytes_here))
+            once, again = deep.whole(), deep.whole()  # the matrices themselves: a move costs no copy any more
+            pairs = [(once.m, again.m), (once.own, again.own), (once.lam, again.lam)]
+            assert all(x.data_ptr() == y.data_ptr() for x, y in pairs if not x.is_meta)
         out += [await s.linear(x, Linear(w, None, "any")) for x in (row, rows)]
         out.append(w[2:4] + w[0])
         return out
